@@ -1,0 +1,82 @@
+"""Builds the Serve application from a profile: `serve run deployments/profiles/pocket.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.config import AppConfig, PoolConfig
+from deployments.engine import Engine
+from router.deployment import Settings, ingress
+from router.request import MODELS, Model
+from router.service import Defaults
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application: a router in front of two pools. Raises `ConfigError`."""
+    config = AppConfig.read(args)
+    pair = config.fingerprint
+    pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
+    settings = Settings(
+        pair=pair,
+        models={model: pools[model].path for model in MODELS},
+        revisions={model: pools[model].revision for model in MODELS},
+        think_tags=config.routing.think_tags,
+        context_tokens=min(_context_tokens(pool) for pool in pools.values()),
+        hop_attempts=config.limits.hop_attempts,
+        body_bytes=config.limits.body_bytes,
+        messages=config.limits.messages,
+        defaults=Defaults(
+            threshold=config.routing.threshold,
+            answer_by=config.routing.answer_by,
+            max_large_share=config.routing.max_large_share,
+            max_tokens=config.limits.max_tokens,
+            answer_reserve=config.limits.answer_reserve,
+            max_steps=config.limits.max_steps,
+            step_tokens=config.limits.step_tokens,
+            deadline_s=config.limits.deadline_s,
+        ),
+    )
+    engines = {model: _pool(model, pools[model], pair, config.routing.think_tags) for model in MODELS}
+    router = serve.deployment(
+        ingress(settings),
+        name="router",
+        max_ongoing_requests=config.router.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.router.cpus, "runtime_env": {"env_vars": config.router.env}},
+        **_scale(config.router.replicas, config.router.autoscaling),
+    )
+    return router.bind(settings, engines["small"], engines["large"])
+
+
+def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None) -> Application:
+    actor: dict[str, Any] = {
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus_per_replica,
+        "resources": pool.resources,
+        "runtime_env": {"env_vars": pool.env},
+    }
+    deployment = serve.deployment(
+        Engine,
+        name=model,
+        max_ongoing_requests=pool.max_ongoing_requests,
+        ray_actor_options=actor,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=30,
+        **_scale(pool.replicas, pool.autoscaling),
+    )
+    return deployment.bind(model, pool, pair, think_tags)
+
+
+def _scale(replicas: int, autoscaling: dict[str, Any] | None) -> dict[str, Any]:
+    return {"autoscaling_config": autoscaling} if autoscaling else {"num_replicas": replicas}
+
+
+def _context_tokens(pool: PoolConfig) -> int:
+    if pool.max_model_len:
+        return pool.max_model_len
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(pool.path, revision=pool.revision).max_position_embeddings)

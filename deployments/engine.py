@@ -1,0 +1,250 @@
+"""One vLLM engine in a Serve replica; both pools are made of these.
+
+A hop comes in as token IDs and goes out as token IDs, whole (`write`) or in chunks coalesced over time (`stream`).
+Which steps to write is decided here, token by token, by `router.hop.Run`; this file drives the engine for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from array import array
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from ray import serve
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from deployments.config import PoolConfig
+from router.glimpse import TOP, entropy
+from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
+from router.request import Model, Sampling
+from router.vocabulary import Vocabulary
+
+logger = logging.getLogger("ray.serve")
+
+COALESCE_S = 0.025
+"""Tokens of a streamed hop are sent together over this many seconds: a message a token costs four fifths of the rate."""
+
+HEARTBEAT_S = 0.1
+"""How often the engine core is checked on; a dead one takes its replica with it."""
+
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
+
+
+class TokenCount(StatLoggerBase):
+    """The engine's own count of the tokens it generated, as vLLM's metrics have it."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        self.generated = 0
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+        if iteration_stats is not None:
+            self.generated += iteration_stats.num_generation_tokens
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+
+class Engine:
+    """A replica of one pool.
+
+    role: which pool. pair: fingerprint that every hop must carry.
+    """
+
+    async def __init__(self, role: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None) -> None:
+        self._role, self._pair = role, pair
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
+        self._counts: list[TokenCount] = []
+        self._engine = AsyncLLM.from_engine_args(_engine_args(pool), stat_loggers=[self._count])
+        self._max_tokens = self._engine.model_config.max_model_len
+        # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
+        known = self._engine.model_config.get_vocab_size()
+        self._breaks = [i for i in self._marks.breaks if i < known]
+        own = self._engine.model_config.get_diff_sampling_param()
+        self._defaults = {name: own[name] for name in SAMPLING_FIELDS if name in own}
+        self._defaults |= pool.sampling.model_dump(exclude_none=True)
+        self._hops = 0
+        await self._warm_up()
+        self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
+
+    async def write(self, hop: Hop) -> Chunk:
+        """A hop in one piece."""
+        last = Chunk()
+        async with aclosing(self._drive(hop, coalesce_s=None)) as chunks:
+            async for chunk in chunks:
+                last = chunk
+        return last
+
+    async def stream(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        """A hop in chunks, at most one every 25 ms."""
+        async with aclosing(self._drive(hop, coalesce_s=COALESCE_S)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def describe(self) -> dict[str, Any]:
+        """What the router asks before it is ready: role, pair, context in tokens."""
+        return {"role": self._role, "pair": self._pair, "context_tokens": self._max_tokens}
+
+    async def account(self) -> dict[str, Any]:
+        """The engine's own counts: tokens generated since start (warm-up left out), hops written, and requests
+        that are still running."""
+        generated = sum(count.generated for count in self._counts) - self._warm_up_tokens
+        running = self._engine.get_num_unfinished_requests()
+        return {
+            "replica": self._replica,
+            "generated_tokens": generated,
+            "hops": self._hops,
+            "running_requests": running,
+            "pid": os.getpid(),
+            "engine_pids": [core.pid for core in self._engine.engine_core.resources.engine_manager.processes],
+        }
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    async def _drive(self, hop: Hop, *, coalesce_s: float | None) -> AsyncGenerator[Chunk]:
+        if hop.pair != self._pair:
+            raise StrangePair(f"this {self._role} replica serves pair {self._pair}, the hop began on {hop.pair}")
+        began = time.perf_counter()
+        run = Run(hop, self._marks, began)
+        self._hops += 1
+        cached, generated, flushed = 0, 0, 0.0
+        prefix = unpack(hop.prefix)
+        # A second turn is needed only where the engine stopped by itself at a delimiter that ends no step.
+        while run.ending is None:
+            async with aclosing(self._generate(hop, run, prefix.tolist() + run.written.tolist())) as outputs:
+                async for output in outputs:
+                    piece = output.outputs[0]
+                    generated += len(piece.token_ids)
+                    cached = cached or output.num_cached_tokens or 0
+                    if run.ending is None:
+                        self._take(run, piece)
+                        if run.ending is None and output.finished:
+                            self._stopped_early(run, piece)
+                        if run.ending is not None and not output.finished:
+                            # The last output then tells how much was generated past the end.
+                            await self._engine.abort(output.request_id)
+                    now = time.perf_counter()
+                    if run.ending is None and coalesce_s is not None and now - flushed >= coalesce_s:
+                        flushed = now
+                        yield run.drain(cached_tokens=cached)
+        end = End(
+            ending=run.ending,
+            glimpse=run.glimpse,
+            discarded_tokens=generated - len(run.written),
+            engine_ms=(time.perf_counter() - began) * 1000.0,
+            replica=self._replica,
+        )
+        yield run.drain(cached_tokens=cached, end=end)
+
+    async def _generate(self, hop: Hop, run: Run, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
+        request = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}"
+        inputs = tokens_input(prompt, cache_salt=hop.tenant or None)
+        try:
+            async with aclosing(self._engine.generate(inputs, self._params(hop, run), request)) as outputs:
+                async for output in outputs:
+                    yield output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise HopLost(f"the {self._role} engine of replica {self._replica} died") from error
+
+    def _params(self, hop: Hop, run: Run) -> SamplingParams:
+        asked = {name: getattr(hop.sampling, name) for name in SAMPLING_FIELDS}
+        drawn = {"temperature": 1.0} | self._defaults | {k: v for k, v in asked.items() if v is not None}
+        glimpses = not run.answering and (hop.gate is not None or hop.glimpses)
+        return SamplingParams(
+            **drawn,
+            seed=hop.sampling.seed,
+            max_tokens=run.tokens_left,
+            logprobs=TOP if glimpses else None,
+            flat_logprobs=glimpses,
+            stop=list(hop.sampling.stop) or None,
+            stop_token_ids=self._breaks if run.one_step else None,
+            detokenize=bool(hop.sampling.stop),
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _take(self, run: Run, piece: CompletionOutput) -> None:
+        now = time.perf_counter()
+        logprobs: Any = piece.logprobs
+        for i, token in enumerate(piece.token_ids):
+            glimpse = None
+            if run.wants_entropy and logprobs:
+                # The sampled token comes first and again at its rank: the top candidates are what follows it.
+                glimpse = entropy(logprobs.logprobs[logprobs.start_indices[i] + 1 : logprobs.end_indices[i]])
+            if run.take(token, glimpse, now) is not None:
+                return
+
+    def _stopped_early(self, run: Run, piece: CompletionOutput) -> None:
+        if isinstance(piece.stop_reason, str):
+            run.ending = Ending.STOP
+        elif piece.finish_reason == "length":
+            run.ending = Ending.LIMIT
+        elif piece.stop_reason is None and piece.finish_reason == "stop":
+            run.ending = Ending.TEXT
+        elif piece.finish_reason not in ("stop", None):
+            raise HopLost(f"the {self._role} engine of replica {self._replica} gave up ({piece.finish_reason})")
+
+    async def _warm_up(self) -> None:
+        """The first calls compile for seconds; no client should pay for that."""
+        began = time.perf_counter()
+        for gate in (3.0, None):
+            prompt = [i % 97 + 1 for i in range(64)]
+            hop = Hop(
+                pair=self._pair,
+                prefix=array("i", prompt).tobytes(),
+                sampling=Sampling(temperature=0.0),
+                gate=gate,
+                thinking_tokens=8,
+                tokens=8,
+                request="warm-up",
+            )
+            async with aclosing(self._drive(hop, coalesce_s=None)) as chunks:
+                async for _ in chunks:
+                    pass
+        await self._engine.reset_prefix_cache()
+        self._warm_up_tokens = sum(count.generated for count in self._counts)
+        self._hops = 0
+        logger.info("%s engine warm after %.1f s", self._role, time.perf_counter() - began)
+
+    async def _exit_with_engine_core(self) -> None:
+        # Serve's health checks would need half a minute, and affinity would keep sending hops here all the while.
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._engine.errored:
+                logger.error("%s engine core died; its replica follows", self._role)
+                os._exit(1)
+
+    def _count(self, vllm_config: Any, engine_index: int = 0) -> TokenCount:
+        count = TokenCount(vllm_config, engine_index)
+        self._counts.append(count)
+        return count
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.shutdown()
+
+
+def _engine_args(pool: PoolConfig) -> AsyncEngineArgs:
+    options: dict[str, Any] = {"enable_prefix_caching": True, "max_logprobs": TOP, "logprobs_mode": "raw_logprobs"}
+    return AsyncEngineArgs(
+        model=pool.path,
+        revision=pool.revision,
+        dtype=pool.dtype,  # type: ignore[arg-type]
+        max_model_len=pool.max_model_len,
+        tensor_parallel_size=pool.tensor_parallel,
+        **(options | pool.engine),
+    )

@@ -1,0 +1,71 @@
+"""The router as a Serve deployment: many alike, none of which remembers anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from router.api.routes import build
+from router.pools import ServedPool
+from router.request import MODELS, Model, Service
+from router.service import Defaults, StepRouter
+from router.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a router replica is told. Paths are folders or hub IDs.
+
+    context_tokens: the shorter context of the two models.
+    """
+
+    pair: str
+    models: Mapping[Model, str]
+    revisions: Mapping[Model, str | None]
+    think_tags: tuple[str, str] | None
+    context_tokens: int
+    hop_attempts: int
+    body_bytes: int
+    messages: int
+    defaults: Defaults
+
+
+def ingress(settings: Settings) -> type:
+    """The router class, its HTTP routes bound to `settings`' limits."""
+
+    def app() -> FastAPI:
+        # Serve's proxy stamps x-request-id on every response itself.
+        return build(
+            _service, max_body_bytes=settings.body_bytes, max_messages=settings.messages, stamp_request_id=False
+        )
+
+    @serve.ingress(app)
+    class Router:
+        def __init__(self, settings: Settings, small: DeploymentHandle, large: DeploymentHandle) -> None:
+            handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
+            self.service: Service = StepRouter(
+                settings.pair,
+                _vocabularies(settings),
+                {model: ServedPool(model, handles[model], attempts=settings.hop_attempts) for model in MODELS},
+                settings.context_tokens,
+                settings.defaults,
+            )
+
+    return Router
+
+
+def _service() -> Service:
+    return serve.get_replica_context().servable_object.service
+
+
+def _vocabularies(settings: Settings) -> dict[Model, Vocabulary]:
+    return {
+        model: Vocabulary.load(
+            settings.models[model], revision=settings.revisions[model], think_tags=settings.think_tags
+        )
+        for model in MODELS
+    }

@@ -1,0 +1,266 @@
+"""A hop: what the router hands a pool, what comes back, and the writing in between.
+
+`Run` is what a replica does with its engine's tokens: keep them, cut them into steps, look at each step's
+first token, and say when the hop is over. It sees tokens and entropies only, so any engine can drive it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from router.request import Sampling
+from router.steps import Marks, StepCutter
+
+
+def unpack(packed: bytes) -> array[int]:
+    """Token IDs from native int32 bytes, 4 per token: the form in which they cross from process to process."""
+    ids = array("i")
+    ids.frombytes(packed)
+    return ids
+
+
+class HopLost(Exception):
+    """The replica that was writing the hop is gone; what it had passed on stands."""
+
+
+class StrangePair(Exception):
+    """The hop began on another pair of models than this replica serves."""
+
+
+class Ending(StrEnum):
+    """Why a hop is over."""
+
+    GLIMPSE = "glimpse"  # a step's first token was above the gate; it was not written
+    STEPS = "steps"  # as many steps as were asked for
+    THOUGHT = "thought"  # the end-of-thinking token was written
+    REPEAT = "repeat"  # the last two steps are the same
+    BUDGET = "budget"  # no tokens left for thinking
+    TEXT = "text"  # the model ended its text
+    LIMIT = "limit"  # no tokens left for the answer
+    STOP = "stop"  # one of the client's stop strings
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Work for one replica: write on from `prefix`.
+
+    pair: fingerprint of the pair the request began with.
+    prefix: prompt and body so far, packed, in this pool's own vocabulary.
+    thinking: whether the prefix is still inside the thinking; else the answer is wanted.
+    gate: threshold in nats on each step's first token; None writes ungated.
+    ungated_steps: that many steps at the start are not gated.
+    max_steps: steps of thinking to write at most.
+    step_tokens: a longer step is cut here.
+    thinking_tokens, tokens: budgets left, for thinking and in all.
+    answers: go on with the answer when the thinking ends by itself.
+    plain: the pair reasons in plain text until its end token, so the end-of-thinking token means nothing.
+    open_tokens: tokens at the prefix's end that belong to a step already begun; last_step_tokens: length of the
+        complete step before it (0: unknown); open_entropy: the glimpse at the begun step.
+    glimpses: report entropies even without a gate.
+    timeout_s: seconds that the hop may take.
+    """
+
+    pair: str
+    prefix: bytes = field(repr=False)
+    sampling: Sampling
+    thinking: bool = True
+    gate: float | None = None
+    ungated_steps: int = 0
+    max_steps: int = 256
+    step_tokens: int = 512
+    thinking_tokens: int = 0
+    tokens: int = 0
+    answers: bool = False
+    plain: bool = False
+    open_tokens: int = 0
+    last_step_tokens: int = 0
+    open_entropy: float | None = None
+    glimpses: bool = False
+    streaming: bool = False
+    timeout_s: float = 600.0
+    request: str = ""
+    tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prefix_tokens(self) -> int:
+        return len(self.prefix) // 4
+
+    def after(self, chunk: Chunk) -> Hop:
+        """The hop that is left once `chunk` has been passed on: what a lost replica's successor is asked for."""
+        open_tokens, last = self.open_tokens + len(chunk.thought) // 4, self.last_step_tokens
+        for step in chunk.steps:
+            # The first step may have begun before this hop: its length counts what stood in the prefix.
+            last, open_tokens = step.tokens, open_tokens - step.tokens
+        return replace(
+            self,
+            prefix=self.prefix + chunk.thought + chunk.answer,
+            thinking=self.thinking and not chunk.answering,
+            ungated_steps=max(0, self.ungated_steps - len(chunk.steps)),
+            max_steps=self.max_steps - len(chunk.steps),
+            thinking_tokens=self.thinking_tokens - len(chunk.thought) // 4,
+            tokens=self.tokens - (len(chunk.thought) + len(chunk.answer)) // 4,
+            open_tokens=0 if chunk.answering else open_tokens,
+            last_step_tokens=last,
+            open_entropy=chunk.open_entropy,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CutStep:
+    """A step that ended: its length in tokens (with what the prefix already held of it), the entropy at its first
+    token in nats, None if nobody glimpsed, and how long the writing took."""
+
+    tokens: int
+    entropy: float | None
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The close of a hop. `glimpse` is the entropy that failed the gate; `discarded_tokens` were generated past
+    the end; `stop` the string that matched."""
+
+    ending: Ending
+    glimpse: float | None = None
+    discarded_tokens: int = 0
+    engine_ms: float = 0.0
+    replica: str = ""
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of a hop in the order they were written: `thought` and `answer` packed, the steps that ended within,
+    whether the thinking is over, the glimpse at a step that has begun and not ended, `end` on the last chunk."""
+
+    thought: bytes = field(default=b"", repr=False)
+    answer: bytes = field(default=b"", repr=False)
+    steps: tuple[CutStep, ...] = ()
+    answering: bool = False
+    cached_tokens: int = 0
+    open_entropy: float | None = None
+    end: End | None = None
+
+
+class Run:
+    """One hop as it is being written.
+
+    Feed `take` with the engine's tokens until it returns an `Ending`; `drain` hands out what has been written
+    since the last call.
+    """
+
+    def __init__(self, hop: Hop, marks: Marks, now: float) -> None:
+        self._hop, self._marks = hop, marks
+        self.answering = not hop.thinking
+        self.ending: Ending | None = None
+        self.glimpse: float | None = None
+        self.written = array("i")
+        self._open, before = _tail(hop)
+        self._cutter = StepCutter(marks, hop.step_tokens, open=self._open, before=before)
+        self._entropy = hop.open_entropy
+        self._began = now
+        self._thought_tokens = self._steps_done = 0
+        self._thought, self._answer = array("i"), array("i")
+        self._steps: list[CutStep] = []
+
+    @property
+    def wants_entropy(self) -> bool:
+        """Whether the next token's distribution is looked at."""
+        return not self.answering and self._cutter.at_start
+
+    def take(self, token: int, entropy: float | None, now: float) -> Ending | None:
+        """Take the engine's next token and, where it begins a step, the entropy of its distribution in nats.
+
+        now: seconds, any monotonic clock. Returns why the hop is over, or None to go on.
+        """
+        self.ending = self._answer_on(token) if self.answering else self._think_on(token, entropy, now)
+        return self.ending
+
+    def drain(self, *, cached_tokens: int, end: End | None = None) -> Chunk:
+        """What was written since the last `drain`."""
+        chunk = Chunk(
+            self._thought.tobytes(),
+            self._answer.tobytes(),
+            tuple(self._steps),
+            self.answering,
+            cached_tokens,
+            self._entropy,
+            end,
+        )
+        self._thought, self._answer, self._steps = array("i"), array("i"), []
+        return chunk
+
+    def _think_on(self, token: int, entropy: float | None, now: float) -> Ending | None:
+        hop = self._hop
+        if self._cutter.at_start:
+            gated = hop.gate is not None and self._steps_done >= hop.ungated_steps
+            if gated and (entropy is None or entropy > hop.gate):  # type: ignore[operator]
+                self.glimpse = entropy
+                return Ending.GLIMPSE
+            self._entropy = entropy
+        if token in self._marks.ends and not hop.plain:
+            # A model that ends its turn while it thinks still owes an answer: this token must not reach the prefix.
+            self._end_open_step(now)
+            return Ending.TEXT
+        self._thought.append(token)
+        self.written.append(token)
+        self._thought_tokens += 1
+        step_over = self._cutter.add(token)
+        if token in self._marks.ends:
+            self._end_step(now)
+            return Ending.TEXT
+        if token == self._marks.close and not hop.plain:
+            self._end_step(now)
+            self.answering = True
+            return None if hop.answers and self.tokens_left > 0 else Ending.THOUGHT
+        if step_over:
+            if self._end_step(now):
+                return Ending.REPEAT
+            if self._steps_done >= hop.max_steps:
+                return Ending.STEPS
+        if self._thought_tokens >= hop.thinking_tokens:
+            self._end_open_step(now)
+            return Ending.BUDGET
+        return None
+
+    def _answer_on(self, token: int) -> Ending | None:
+        self._answer.append(token)
+        self.written.append(token)
+        if token in self._marks.ends:
+            return Ending.TEXT
+        return None if self.tokens_left > 0 else Ending.LIMIT
+
+    def _end_step(self, now: float) -> bool:
+        self._steps.append(CutStep(self._cutter.open_tokens, self._entropy, (now - self._began) * 1000.0))
+        self._steps_done += 1
+        self._began, self._entropy = now, None
+        return self._cutter.close()
+
+    def _end_open_step(self, now: float) -> None:
+        if not self._cutter.at_start:
+            self._end_step(now)
+
+    @property
+    def tokens_left(self) -> int:
+        """How many more tokens an engine may be asked for."""
+        if self.answering or self._hop.answers:
+            return self._hop.tokens - len(self.written)
+        return self._hop.thinking_tokens - self._thought_tokens
+
+    @property
+    def one_step(self) -> bool:
+        """Whether the first delimiter ends the hop, so that the engine can stop there by itself."""
+        return not self.answering and self._hop.gate is None and self._hop.max_steps - self._steps_done == 1
+
+
+def _tail(hop: Hop) -> tuple[array[int], array[int]]:
+    """The begun step and the complete one before it, read off the prefix's end."""
+    if not hop.open_tokens and not hop.last_step_tokens:
+        return array("i"), array("i")
+    tail = unpack(hop.prefix[-4 * (hop.open_tokens + hop.last_step_tokens) :])
+    cut = len(tail) - hop.open_tokens
+    return tail[cut:], tail[:cut]

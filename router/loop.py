@@ -1,0 +1,40 @@
+"""The step loop.
+
+The small model writes on for as long as it is sure how each step begins; the large model writes the step that it
+is not sure of; then the small one goes on (GlimpRouter, arXiv 2601.05110). The paper asks two questions a step;
+here a run of easy steps is one hop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Protocol
+
+from router.hop import Chunk, Hop
+from router.request import Model
+from router.transcript import Passage, Transcript
+
+
+class Pool(Protocol):
+    """The replicas of one model."""
+
+    def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        """The hop's chunks, the last of them with its `end`. Closing the generator cancels the hop."""
+        ...
+
+
+async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator[Passage]:
+    """Write a request to its end: its thinking turn by turn, then its answer. Closing the generator cancels the
+    hop under way."""
+    while page.thinking:
+        turn = page.task.policy.turn(page.last, page.large_share)
+        async with aclosing(pools[turn.model].write(page.think(turn))) as chunks:
+            async for chunk in chunks:
+                yield page.commit(turn.model, chunk)
+
+    if page.finish_reason is None:
+        model = page.answer_by
+        async with aclosing(pools[model].write(page.answer())) as chunks:
+            async for chunk in chunks:
+                yield page.commit(model, chunk)

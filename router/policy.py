@@ -1,0 +1,86 @@
+"""Who writes next: the entropy gate of GlimpRouter (arXiv 2601.05110), and the controls it is compared with."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from router.glimpse import MAX_ENTROPY
+from router.hop import Ending
+from router.request import Model
+
+UNBOUNDED = 1_000_000
+"""Steps: no bound of the policy's own; the budget's still holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model's turn: `steps` at most, gated at `gate` nats (None: ungated) after the first `ungated_steps`."""
+
+    model: Model
+    gate: float | None = None
+    steps: int = UNBOUNDED
+    ungated_steps: int = 0
+
+
+class Policy(Protocol):
+    """Decides each turn from how the last one ended (None: there was none) and the large model's share so far."""
+
+    def turn(self, last: Ending | None, large_share: float) -> Turn: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyGate:
+    """The small model writes for as long as it is sure how each step begins; a step it is not sure of is the large
+    model's, and then the small one goes on.
+
+    threshold: nats; a first-token entropy equal to it still counts as sure.
+    max_large_share: once the large model has this share of the committed tokens, the small one writes on.
+    """
+
+    threshold: float
+    max_large_share: float = 1.0
+
+    def turn(self, last: Ending | None, large_share: float) -> Turn:
+        if last is not Ending.GLIMPSE:
+            # No entropy can be above such a gate, so nobody needs to look.
+            return Turn("small", gate=self.threshold if self.threshold < MAX_ENTROPY else None)
+        if large_share >= self.max_large_share and self.max_large_share < 1.0:
+            return Turn("small", gate=self.threshold, ungated_steps=1)
+        return Turn("large", steps=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One model writes everything."""
+
+    model: Model
+
+    def turn(self, last: Ending | None, large_share: float) -> Turn:
+        return Turn(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomShare:
+    """Every step goes to the large model with probability `share`, whatever it is: the control that a gate must
+    beat. The same seed takes the same decisions."""
+
+    share: float
+    seed: int | None = None
+    _dice: random.Random = field(init=False, repr=False, compare=False)
+    _next: list[Model] = field(init=False, repr=False, compare=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_dice", random.Random(self.seed))
+
+    def turn(self, last: Ending | None, large_share: float) -> Turn:
+        model = self._next.pop() if self._next else self._throw()
+        steps = 1
+        while (following := self._throw()) == model and steps < 256:
+            steps += 1
+        self._next.append(following)
+        return Turn(model, steps=steps)
+
+    def _throw(self) -> Model:
+        return "large" if self._dice.random() < self.share else "small"

@@ -1,0 +1,268 @@
+"""The router: a client's request in, events out. Between them: prompts, the step loop, text."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from array import array
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from router.budget import Budget
+from router.loop import write
+from router.policy import Alone, EntropyGate, Policy, RandomShare
+from router.pools import ServedPool
+from router.prefix import Bridge, Prefix, bridge
+from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Request, StepWritten, Text, Voice
+from router.transcript import Passage, Task, Transcript
+from router.vocabulary import TemplateError, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets that does not say otherwise, and the bounds of every request."""
+
+    threshold: float
+    answer_by: Model
+    max_large_share: float
+    max_tokens: int
+    answer_reserve: int
+    max_steps: int
+    step_tokens: int
+    deadline_s: float
+
+
+class StepRouter:
+    """Serves one pair of models. Nothing of a request outlives it."""
+
+    def __init__(
+        self,
+        fingerprint: str,
+        vocabularies: Mapping[Model, Vocabulary],
+        pools: Mapping[Model, ServedPool],
+        context_tokens: int,
+        defaults: Defaults,
+    ) -> None:
+        self._vocabularies, self._pools, self._defaults = vocabularies, pools, defaults
+        small, large = vocabularies["small"], vocabularies["large"]
+        self._bridge: Bridge = bridge(small, large)
+        self._one_prompt = small.same_prompts(large)
+        self.pair = Pair(
+            fingerprint=fingerprint,
+            names={model: vocabularies[model].name for model in MODELS},
+            thinks=small.thinks and large.thinks,
+            handover=self._bridge.handover,
+            context_tokens=context_tokens,
+            threshold=defaults.threshold,
+            answer_by=defaults.answer_by,
+        )
+
+    async def ready(self) -> str | None:
+        """None when both pools answer, else what is missing."""
+        for model in MODELS:
+            try:
+                told = await self._pools[model].ask("describe")
+            except Exception as error:
+                return f"the {model} pool does not answer ({type(error).__name__})"
+            if told["pair"] != self.pair.fingerprint:
+                return f"the {model} pool serves another pair"
+        return None
+
+    async def write(self, request: Request) -> AsyncGenerator[Event]:
+        """See `router.request.Service`."""
+        page = self._begin(request)
+        reader = Reader(page, self._vocabularies)
+        async with aclosing(write(page, self._pools)) as passages:
+            async for passage in passages:
+                for event in reader.read(passage):
+                    yield event
+                if reader.stopped and passage.end is None:
+                    # The stop string straddles two hops, which no engine could see.
+                    page.finish("stop")
+                    break
+        for event in reader.rest():
+            yield event
+        yield _finished(page)
+
+    def _begin(self, request: Request) -> Transcript:
+        chat = request.messages is not None
+        plain = not (chat and self.pair.thinks)
+        if plain and request.routing.answer_by is not None:
+            message = "answer_by needs a pair that thinks: here everything is one text."
+            raise Refusal(message, param="glimpse.answer_by")
+        policy, answer_by, max_large_share = self._policy(request)
+        prompts = self._prompts(request)
+        tokens = self._tokens(request, longest=max(map(len, prompts.values())))
+        defaults = self._defaults
+        task = Task(
+            id=request.id,
+            pair=self.pair.fingerprint,
+            policy=policy,
+            answer_by=answer_by,
+            budget=Budget.of(
+                tokens,
+                reserve=0 if plain else defaults.answer_reserve,
+                steps=defaults.max_steps,
+                step_tokens=defaults.step_tokens,
+            ),
+            sampling=request.sampling,
+            deadline=time.monotonic() + (request.timeout_s or defaults.deadline_s),
+            max_large_share=max_large_share,
+            plain=plain,
+            closing={model: self._vocabularies[model].closing for model in prompts},
+            carries_lengths=self._bridge.handover != "text",
+            streaming=request.streaming,
+            glimpses=request.glimpses,
+            tenant=request.tenant,
+        )
+        return Transcript(task, Prefix(prompts, self._bridge))
+
+    def _policy(self, request: Request) -> tuple[Policy, Model, float]:
+        routing, defaults = request.routing, self._defaults
+        answer_by = routing.answer_by or defaults.answer_by
+        match routing.mode:
+            case "small" | "large" as alone:
+                return Alone(alone), alone, 1.0
+            case "random":
+                return RandomShare(routing.random_share or 0.0, request.sampling.seed), answer_by, 1.0
+        share = routing.max_large_share if routing.max_large_share is not None else defaults.max_large_share
+        return EntropyGate(_threshold(request, defaults), share), answer_by, share
+
+    def _prompts(self, request: Request) -> dict[Model, array[int]]:
+        used: tuple[Model, ...] = MODELS
+        if request.routing.mode in MODELS:
+            used = (request.routing.mode,)
+        if request.messages is not None:
+            try:
+                prompts = {used[0]: self._vocabularies[used[0]].render(request.messages)}
+                for model in used[1:]:
+                    rendered = self._vocabularies[model].render
+                    prompts[model] = prompts[used[0]] if self._one_prompt else rendered(request.messages)
+            except TemplateError as error:
+                raise Refusal(str(error), param="messages") from error
+            return prompts
+        if isinstance(request.prompt, str):
+            return {model: array("i", self._vocabularies[model].encode_raw(request.prompt)) for model in used}
+        return self._given(array("i", request.prompt or ()), used)
+
+    def _given(self, ids: array[int], used: tuple[Model, ...]) -> dict[Model, array[int]]:
+        size = len(self._vocabularies[used[0]].visible)
+        if any(not 0 <= i < size for i in ids):
+            raise Refusal(f"a token ID lies outside the vocabulary of {size}.", param="prompt")
+        return {model: ids if model == used[0] else self._bridge.carry(ids, model) for model in used}
+
+    def _tokens(self, request: Request, *, longest: int) -> int:
+        context = self.pair.context_tokens
+        if longest == 0:
+            raise Refusal("the prompt is empty.", param="prompt")
+        if longest >= context or longest + (request.max_tokens or 0) > context:
+            asked = f" and {request.max_tokens} were asked for" if request.max_tokens else ""
+            raise Refusal(
+                f"This model's context is {context} tokens; the prompt has {longest}{asked}.",
+                param="max_tokens" if request.max_tokens and longest < context else "messages",
+                code="context_length_exceeded",
+            )
+        return request.max_tokens or min(self._defaults.max_tokens, context - longest)
+
+
+class Reader:
+    """Turns passages into what the client reads: text without halves of characters, and finished steps."""
+
+    def __init__(self, page: Transcript, vocabularies: Mapping[Model, Vocabulary]) -> None:
+        self._page, self._vocabularies = page, vocabularies
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._step = array("i")
+        self._index = 0
+        self._content_begun = False
+        self._held = ""
+        self._stops = page.task.sampling.stop
+        self.stopped = False
+
+    def read(self, passage: Passage) -> list[Event]:
+        words, plain = self._vocabularies[passage.model], self._page.task.plain
+        events: list[Event] = []
+        thought = words.marks.close
+        seen = passage.thought if plain else array("i", (i for i in passage.thought if i != thought))
+        events += self._say("content" if plain else "reasoning", self._utf8.decode(words.bytes(seen)))
+        events += self._steps(passage, words)
+        if passage.answer:
+            # The thinking's last character can't be completed by the answer.
+            events += self._say("content", self._utf8.decode(words.bytes(passage.answer)))
+        return events
+
+    def rest(self) -> list[Event]:
+        """What was held back in case a stop string or a character was still to be completed."""
+        voice: Voice = "content" if self._content_begun or self._page.task.plain else "reasoning"
+        tail, self._held = self._held, ""
+        text = "" if self.stopped else tail + self._utf8.decode(b"", final=True)
+        return [Text(voice, text)] if text else []
+
+    def _steps(self, passage: Passage, words: Vocabulary) -> list[Event]:
+        self._step.extend(passage.thought)
+        events: list[Event] = []
+        for step in passage.steps:
+            ids, self._step = self._step[: step.tokens], self._step[step.tokens :]
+            text = words.text(i for i in ids if self._page.task.plain or i != words.marks.close)
+            events.append(
+                StepWritten(
+                    index=self._index,
+                    model=passage.model,
+                    entropy=step.entropy,
+                    tokens=step.tokens,
+                    cached_tokens=passage.cached_tokens,
+                    prefix_tokens=passage.prefix_tokens,
+                    duration_ms=step.duration_ms,
+                    text=text,
+                )
+            )
+            self._index += 1
+        return events
+
+    def _say(self, voice: Voice, text: str) -> list[Event]:
+        if voice == "content":
+            text = self._content(text)
+        return [Text(voice, text)] if text else []
+
+    def _content(self, text: str) -> str:
+        if not self._content_begun and not self._page.task.plain:
+            text = text.lstrip("\n")
+        self._content_begun = self._content_begun or bool(text)
+        if not self._stops:
+            return text
+        if self.stopped:
+            return ""
+        text, self._held = self._held + text, ""
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        cut = len(text) - keep
+        text, self._held = text[:cut], text[cut:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that could be the beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _threshold(request: Request, defaults: Defaults) -> float:
+    return defaults.threshold if request.routing.threshold is None else request.routing.threshold
+
+
+def _finished(page: Transcript) -> Finished:
+    policy = page.task.policy
+    return Finished(
+        finish_reason=page.finish_reason or "stop",
+        usage=dict(page.usage),
+        reasoning_tokens=0 if page.task.plain else page.reasoning_tokens,
+        discarded_tokens=page.discarded_tokens,
+        threshold=policy.threshold if isinstance(policy, EntropyGate) else None,
+        escalations=page.escalations,
+        hops=page.hops,
+        resumed_hops=page.resumed_hops,
+        pair=page.task.pair,
+        large_share_spent=page.large_share_spent,
+    )

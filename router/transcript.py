@@ -1,0 +1,194 @@
+"""A request as it is written: its prefix, what is left of its budget, and its account."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from router.budget import Budget
+from router.hop import Chunk, CutStep, End, Ending, Hop, unpack
+from router.policy import Policy, Turn
+from router.prefix import Prefix
+from router.request import FinishReason, Model, ModelUsage, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What stays the same while a request is written.
+
+    answer_by: who writes the answer. plain: the pair has no think tags, so all is one text. closing: IDs that end
+    the thinking when the router does it, per vocabulary. carries_lengths: whether a step has as many tokens for
+    one model as for the other. deadline: on the monotonic clock, in seconds.
+    """
+
+    id: str
+    pair: str
+    policy: Policy
+    answer_by: Model
+    budget: Budget
+    sampling: Sampling = field(default_factory=Sampling)
+    deadline: float = float("inf")
+    max_large_share: float = 1.0
+    plain: bool = False
+    closing: Mapping[Model, Sequence[int]] = field(default_factory=dict)
+    carries_lengths: bool = True
+    streaming: bool = False
+    glimpses: bool = False
+    tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What one chunk added: IDs in the writer's vocabulary, and the steps that ended in it. `prefix_tokens` and
+    `cached_tokens` are those of its hop; `end` is there on a hop's last passage."""
+
+    model: Model
+    thought: array[int]
+    answer: array[int]
+    steps: tuple[CutStep, ...]
+    prefix_tokens: int
+    cached_tokens: int
+    end: End | None
+
+
+class Transcript:
+    """The state of one request. All of it is here, so a router replica holds nothing between requests."""
+
+    def __init__(self, task: Task, prefix: Prefix) -> None:
+        self.task, self.prefix = task, prefix
+        self.thinking = task.budget.thinking > 0 or task.plain
+        self.finish_reason: FinishReason | None = None
+        self.last: Ending | None = None
+        self.usage: dict[Model, ModelUsage] = {}
+        self.reasoning_tokens = self.discarded_tokens = 0
+        self.hops = self.resumed_hops = self.escalations = self.steps = 0
+        self.large_share_spent = False
+        self._glimpse: float | None = None
+        self._last_step: tuple[Model, int] = ("small", 0)
+        self._hop_prefix_tokens = 0
+        if not self.thinking:
+            self._close_thinking()
+
+    @property
+    def committed_tokens(self) -> int:
+        return sum(used.completion_tokens for used in self.usage.values())
+
+    @property
+    def large_share(self) -> float:
+        """The large model's share of the tokens committed so far, 0..1."""
+        large = self.usage.get("large", ModelUsage()).completion_tokens
+        return large / self.committed_tokens if large else 0.0
+
+    def think(self, turn: Turn) -> Hop:
+        """The hop for a turn of thinking."""
+        task, budget = self.task, self.task.budget
+        escalated = turn.model == "large" and self.last is Ending.GLIMPSE
+        self.escalations += escalated
+        self.large_share_spent |= turn.ungated_steps > 0
+        writer, tokens = self._last_step
+        return replace(
+            self._hop(turn.model),
+            gate=turn.gate,
+            ungated_steps=turn.ungated_steps,
+            max_steps=min(turn.steps, budget.steps - self.steps),
+            thinking_tokens=(budget.tokens if task.plain else budget.thinking) - self.reasoning_tokens,
+            answers=self._may_go_on(turn.model),
+            last_step_tokens=tokens if task.carries_lengths or writer == turn.model else 0,
+        )
+
+    def answer(self) -> Hop:
+        """The hop for the answer."""
+        return replace(self._hop(self.answer_by), thinking=False)
+
+    @property
+    def answer_by(self) -> Model:
+        share_spent = self.large_share >= self.task.max_large_share < 1.0
+        return "small" if share_spent else self.task.answer_by
+
+    def commit(self, model: Model, chunk: Chunk) -> Passage:
+        """Take in a chunk of `model`'s hop."""
+        thought, answer = unpack(chunk.thought), unpack(chunk.answer)
+        self.prefix.commit(model, thought + answer)
+        self._count(model, len(thought) + len(answer), chunk.cached_tokens)
+        self.reasoning_tokens += len(thought)
+        self.steps += len(chunk.steps)
+        steps = chunk.steps
+        if steps:
+            self._last_step = (model, steps[-1].tokens)
+            if model == "large" and self._glimpse is not None:
+                steps = (replace(steps[0], entropy=self._glimpse), *steps[1:])
+                self._glimpse = None
+        if chunk.end is not None:
+            self._hop_over(chunk.end, answering=chunk.answering)
+        return Passage(model, thought, answer, steps, self._hop_prefix_tokens, chunk.cached_tokens, chunk.end)
+
+    def finish(self, reason: FinishReason) -> None:
+        self.thinking, self.finish_reason = False, reason
+
+    def _hop(self, model: Model) -> Hop:
+        task = self.task
+        ids = self.prefix.ids(model)
+        self._hop_prefix_tokens = len(ids)
+        stop = task.sampling.stop if task.plain or not self.thinking else ()
+        return Hop(
+            pair=task.pair,
+            prefix=ids.tobytes(),
+            sampling=replace(task.sampling, seed=self._hop_seed(model), stop=stop),
+            step_tokens=task.budget.step_tokens,
+            tokens=task.budget.tokens - self.committed_tokens,
+            plain=task.plain,
+            glimpses=task.glimpses,
+            streaming=task.streaming,
+            timeout_s=task.deadline - time.monotonic(),
+            request=task.id,
+            tenant=task.tenant,
+            trace=task.trace,
+        )
+
+    def _hop_seed(self, model: Model) -> int | None:
+        # With the request's own seed every hop would draw the same noise again.
+        if self.task.sampling.seed is None:
+            return None
+        text = f"{self.task.sampling.seed}/{self.committed_tokens}/{model}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+    def _may_go_on(self, model: Model) -> bool:
+        task = self.task
+        share_bound = model == "large" and task.max_large_share < 1.0
+        return not task.plain and model == self.answer_by and not task.sampling.stop and not share_bound
+
+    def _count(self, model: Model, tokens: int, cached_tokens: int) -> None:
+        used = self.usage.get(model)
+        if used is None:
+            prompt = self.prefix.prompt_tokens[model]
+            used = ModelUsage(prompt_tokens=prompt, cached_tokens=min(cached_tokens, prompt))
+        self.usage[model] = replace(used, completion_tokens=used.completion_tokens + tokens)
+
+    def _hop_over(self, end: End, *, answering: bool) -> None:
+        self.last = end.ending
+        self.hops += 1
+        self.resumed_hops += end.resumed
+        self.discarded_tokens += end.discarded_tokens
+        self._glimpse = end.glimpse
+        if end.ending in (Ending.LIMIT, Ending.STOP) or (end.ending is Ending.TEXT and self._text_is_over(answering)):
+            self.finish("length" if end.ending is Ending.LIMIT else "stop")
+        elif end.ending is Ending.THOUGHT:
+            self.thinking = False
+        elif end.ending in (Ending.REPEAT, Ending.BUDGET, Ending.TEXT) or self.steps >= self.task.budget.steps:
+            self._close_thinking()
+        if self.finish_reason is None and self.committed_tokens >= self.task.budget.tokens:
+            self.finish("length")
+
+    def _text_is_over(self, answering: bool) -> bool:
+        return self.task.plain or answering
+
+    def _close_thinking(self) -> None:
+        self.thinking = False
+        if self.task.plain:
+            self.finish("length")
+        else:
+            self.prefix.insert(self.task.closing)

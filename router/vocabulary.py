@@ -1,0 +1,162 @@
+"""A model's tokenizer and chat template, as the router and the engines need them.
+
+Prompts are rendered from the model's own chat template; what a client wrote never becomes a special token, not
+even where it reads like one. Text comes from each token's own bytes, so that nothing is ever decoded, joined and
+encoded again, and a character that straddles two tokens, two steps or two models comes out whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.steps import Marks
+
+THINK_TAGS = ("<think>", "</think>")
+GUARD = "\ue000"
+"""A private-use character that breaks up special tokens in a client's text while the template is rendered."""
+
+
+class TemplateError(ValueError):
+    """The model's chat template refuses the messages; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Tokens of one model.
+
+    ids: token to ID. roles: IDs of `open` and `close` of the thinking (absent without think tags) and `end`.
+    visible: UTF-8 bytes of each ID as a client sees it, shape (vocabulary,); special tokens have none.
+    marks: what each ID does to a step.
+    """
+
+    name: str
+    ids: Mapping[str, int] = field(repr=False)
+    roles: Mapping[str, int]
+    visible: Sequence[bytes] = field(repr=False)
+    marks: Marks = field(repr=False)
+    _tokenizer: Any = field(repr=False)
+    _plain: Any = field(repr=False)
+    _special: re.Pattern[str] = field(repr=False)
+
+    @classmethod
+    def load(
+        cls, model: str, *, revision: str | None = None, think_tags: tuple[str, str] | None = THINK_TAGS
+    ) -> Vocabulary:
+        """From a folder or a hub ID. Without `think_tags`, or where a model lacks them, it reasons in plain text."""
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        byte_level = "ByteLevel" in json.dumps(backend.get("decoder"))
+        # Without its added tokens a tokenizer cannot produce them, whatever the text says.
+        plain = Tokenizer.from_str(json.dumps({**backend, "added_tokens": []}))
+        added = tokenizer.added_tokens_decoder
+        ids = tokenizer.get_vocab()
+        texts = [b""] * (max(ids.values()) + 1)
+        for token, i in ids.items():
+            texts[i] = token.encode() if i in added else _token_bytes(token, byte_level=byte_level)
+        roles = {"end": tokenizer.eos_token_id}
+        if think_tags and all(tag in ids for tag in think_tags) and think_tags[0] in (tokenizer.chat_template or ""):
+            roles["open"], roles["close"] = (ids[tag] for tag in think_tags)
+        ends = {roles["end"], *_generation_ends(model, revision)}
+        special = {i for i, token in added.items() if token.special} | ends
+        longest_first = sorted((str(token) for token in added.values()), key=len, reverse=True)
+        return cls(
+            name=model,
+            ids=ids,
+            roles=roles,
+            visible=[b"" if i in special else text for i, text in enumerate(texts)],
+            marks=Marks.of(texts, close=roles.get("close"), ends=ends),
+            _tokenizer=tokenizer,
+            _plain=plain,
+            _special=re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(\Z\A)"),
+        )
+
+    @property
+    def thinks(self) -> bool:
+        return "close" in self.roles
+
+    @property
+    def closing(self) -> list[int]:
+        """What ends the thinking when the model does not do it."""
+        return [self.roles["close"], *self.encode("\n\n")] if self.thinks else []
+
+    def same_prompts(self, other: Vocabulary) -> bool:
+        """Whether both render and read everything alike."""
+        return (
+            self.ids == other.ids
+            and self._tokenizer.chat_template == other._tokenizer.chat_template
+            and self._plain.to_str() == other._plain.to_str()
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """IDs of plain text; special tokens in it stay text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """IDs of a raw prompt, in which special tokens are special (as /v1/completions has it)."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def bytes(self, ids: Iterable[int]) -> bytes:
+        visible, size = self.visible, len(self.visible)
+        return b"".join([visible[i] for i in ids if i < size])
+
+    def text(self, ids: Iterable[int]) -> str:
+        return self.bytes(ids).decode("utf-8", errors="replace")
+
+    def render(self, messages: Sequence[Mapping[str, object]]) -> array[int]:
+        """The prompt for a chat, its thinking opened exactly once. Raises `TemplateError`."""
+        guarded = [{**m, "content": self._guard(str(m.get("content") or ""))} for m in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            raise TemplateError(f"the chat template of {self.name} refuses these messages: {error}") from error
+        ids = array("i")
+        for i, part in enumerate(self._special.split(text)):
+            if i % 2:
+                ids.append(self.ids[part])
+            elif part:
+                ids.extend(self.encode(part.replace(GUARD, "")))
+        opening = self.roles.get("open")
+        if opening is not None and opening not in ids[-4:]:
+            ids.append(opening)
+            ids.extend(self.encode("\n"))
+        return ids
+
+    def _guard(self, text: str) -> str:
+        text = text.replace(GUARD, "")
+        return self._special.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+
+
+def _generation_ends(model: str, revision: str | None) -> list[int]:
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+    except OSError:
+        return []
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2's table), inverted."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(rest)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _token_bytes(token: str, *, byte_level: bool) -> bytes:
+    if byte_level:
+        return bytes(_BYTES[c] for c in token) if all(c in _BYTES for c in token) else token.encode()
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
