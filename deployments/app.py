@@ -41,12 +41,11 @@ def build(args: dict[str, Any]) -> Application:
     )
     engines = {model: _pool(model, pools[model], pair, config.routing.think_tags) for model in MODELS}
     router = serve.deployment(
-        ingress(settings),
         name="router",
         max_ongoing_requests=config.router.max_ongoing_requests,
         ray_actor_options={"num_cpus": config.router.cpus, "runtime_env": {"env_vars": config.router.env}},
         **_scale(config.router.replicas, config.router.autoscaling),
-    )
+    )(ingress(settings))
     return router.bind(settings, engines["small"], engines["large"])
 
 
@@ -58,7 +57,6 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         "runtime_env": {"env_vars": pool.env},
     }
     deployment = serve.deployment(
-        Engine,
         name=model,
         max_ongoing_requests=pool.max_ongoing_requests,
         ray_actor_options=actor,
@@ -66,7 +64,7 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=30,
         **_scale(pool.replicas, pool.autoscaling),
-    )
+    )(Engine)
     return deployment.bind(model, pool, pair, think_tags)
 
 

@@ -35,7 +35,7 @@ from router.vocabulary import Vocabulary
 logger = logging.getLogger("ray.serve")
 
 COALESCE_S = 0.025
-"""Tokens of a streamed hop are sent together over this many seconds: a message a token costs four fifths of the rate."""
+"""Tokens of a streamed hop are sent together over this many seconds: one message a token costs most of the rate."""
 
 HEARTBEAT_S = 0.1
 """How often the engine core is checked on; a dead one takes its replica with it."""
@@ -63,7 +63,9 @@ class Engine:
     role: which pool. pair: fingerprint that every hop must carry.
     """
 
-    async def __init__(self, role: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, role: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None
+    ) -> None:
         self._role, self._pair = role, pair
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
@@ -244,7 +246,7 @@ def _engine_args(pool: PoolConfig) -> AsyncEngineArgs:
         model=pool.path,
         revision=pool.revision,
         dtype=pool.dtype,  # type: ignore[arg-type]
-        max_model_len=pool.max_model_len,
+        max_model_len=pool.max_model_len,  # type: ignore[arg-type]
         tensor_parallel_size=pool.tensor_parallel,
         **(options | pool.engine),
     )

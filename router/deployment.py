@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -59,7 +60,8 @@ def ingress(settings: Settings) -> type:
 
 
 def _service() -> Service:
-    return serve.get_replica_context().servable_object.service
+    replica: Any = serve.get_replica_context().servable_object
+    return replica.service
 
 
 def _vocabularies(settings: Settings) -> dict[Model, Vocabulary]:

@@ -34,7 +34,8 @@ class ServedPool:
 
     def __init__(self, model: Model, handle: DeploymentHandle, *, attempts: int) -> None:
         self._model, self._attempts = model, attempts
-        self._handle, self._stream = handle, handle.options(stream=True)
+        self._handle: Any = handle
+        self._stream: Any = handle.options(stream=True)
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         """The hop's chunks. A hop whose replica is lost goes on elsewhere from what was passed on already, so the

@@ -137,7 +137,7 @@ class Transcript:
         return Hop(
             pair=task.pair,
             prefix=ids.tobytes(),
-            sampling=replace(task.sampling, seed=self._hop_seed(model), stop=stop),
+            sampling=replace(task.sampling, seed=self._hop_seed(model, len(ids)), stop=stop),
             step_tokens=task.budget.step_tokens,
             tokens=task.budget.tokens - self.committed_tokens,
             plain=task.plain,
@@ -149,11 +149,11 @@ class Transcript:
             trace=task.trace,
         )
 
-    def _hop_seed(self, model: Model) -> int | None:
+    def _hop_seed(self, model: Model, position: int) -> int | None:
         # With the request's own seed every hop would draw the same noise again.
         if self.task.sampling.seed is None:
             return None
-        text = f"{self.task.sampling.seed}/{self.committed_tokens}/{model}"
+        text = f"{self.task.sampling.seed}/{position}/{model}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
     def _may_go_on(self, model: Model) -> bool:

@@ -138,7 +138,7 @@ def _generation_ends(model: str, revision: str | None) -> list[int]:
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
+        ends = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
     except OSError:
         return []
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -1,0 +1,223 @@
+from array import array
+from contextlib import aclosing
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import BLANK, CLOSE, END, MARKS, MortalPool, ToyModel, ToyPool, prefix, task
+
+from router.hop import Ending, Hop
+from router.loop import write
+from router.policy import Alone, EntropyGate, RandomShare
+from router.request import Sampling
+from router.transcript import Passage, Task, Transcript
+
+
+async def run(work: Task, pools: dict) -> tuple[Transcript, list[Passage]]:
+    page = Transcript(work, prefix())
+    return page, [passage async for passage in write(page, pools)]
+
+
+def tokens(passages: list[Passage]) -> list[int]:
+    return [i for p in passages for i in p.thought + p.answer]
+
+
+def pools(seed: str, **options: int) -> dict:
+    return {model: ToyPool(ToyModel(model + seed), **options) for model in ("small", "large")}
+
+
+seeds = st.integers(0, 10**6).map(str)
+
+
+@given(seed=seeds, threshold=st.floats(0.0, 3.0), chunk=st.integers(1, 9))
+@settings(max_examples=60)
+async def test_the_account_adds_up(seed: str, threshold: float, chunk: int) -> None:
+    served = pools(seed, chunk=chunk)
+    page, passages = await run(task(EntropyGate(threshold)), served)
+    assert page.finish_reason in ("stop", "length")
+    written = tokens(passages)
+    assert page.committed_tokens == len(written) <= page.task.budget.tokens
+    assert sum(len(p.thought) for p in passages) == page.reasoning_tokens <= page.task.budget.thinking
+    assert sum(s.tokens for p in passages for s in p.steps) == page.reasoning_tokens
+    assert page.hops == sum(len(pool.hops) for pool in served.values())
+    assert page.escalations == len([h for h in served["large"].hops if h.thinking])
+    assert len(served["small"].hops) <= page.escalations + 1
+
+
+@given(seed=seeds, threshold=st.floats(0.0, 3.0))
+@settings(max_examples=60)
+async def test_the_gate_decides_each_step(seed: str, threshold: float) -> None:
+    _page, passages = await run(task(EntropyGate(threshold)), pools(seed))
+    for passage in passages:
+        for step in passage.steps:
+            assert step.entropy is not None
+            assert (step.entropy <= threshold) == (passage.model == "small")
+
+
+@given(seed=seeds)
+@settings(max_examples=40)
+async def test_always_small_is_small_alone(seed: str) -> None:
+    """Design rule 8."""
+    _, alone = await run(task(Alone("small"), answer_by="small"), pools(seed))
+    _, routed = await run(task(EntropyGate(3.0), answer_by="small"), pools(seed))
+    assert tokens(routed) == tokens(alone)
+
+
+@given(seed=seeds, threshold=st.floats(0.0, 3.0), chunk=st.integers(1, 5), lives=st.integers(1, 3))
+@settings(max_examples=80)
+async def test_lost_hops_leave_no_gap_and_no_repeat(seed: str, threshold: float, chunk: int, lives: int) -> None:
+    """Design rule 9."""
+    work = task(EntropyGate(threshold))
+    page, whole = await run(work, pools(seed))
+    mortal = {m: MortalPool(ToyModel(m + seed), chunk=chunk, lives=lives) for m in ("small", "large")}
+    resumed_page, resumed = await run(work, mortal)
+    assert tokens(resumed) == tokens(whole)
+    assert [(s.tokens, s.entropy) for p in resumed for s in p.steps] == [
+        (s.tokens, s.entropy) for p in whole for s in p.steps
+    ]
+    assert resumed_page.finish_reason == page.finish_reason
+
+
+@given(seed=seeds, threshold=st.floats(0.0, 3.0))
+@settings(max_examples=40)
+async def test_a_transcript_replays_hop_by_hop(seed: str, threshold: float) -> None:
+    served = pools(seed)
+    _, passages = await run(task(EntropyGate(threshold)), served)
+    replayed = {model: ToyPool(ToyModel(model + seed)) for model in served}
+    again = []
+    hops: list[tuple[str, Hop]] = []
+    order = [p.model for p in passages if p.end is not None]
+    queues = {model: iter(pool.hops) for model, pool in served.items()}
+    for model in order:
+        hops.append((model, next(queues[model])))
+    for model, hop in hops:
+        async for chunk in replayed[model].write(hop):
+            ids = array("i")
+            ids.frombytes(chunk.thought + chunk.answer)
+            again += ids
+    assert again == tokens(passages)
+
+
+@given(seed=seeds, threshold=st.floats(0.0, 2.9))
+@settings(max_examples=40)
+async def test_the_answer_follows_exactly_one_end_of_thinking(seed: str, threshold: float) -> None:
+    served = pools(seed)
+    page, _ = await run(task(EntropyGate(threshold)), served)
+    body = list(page.prefix.ids("small"))
+    thinking_over = page.finish_reason == "stop" or page.committed_tokens > page.reasoning_tokens
+    if thinking_over:
+        answer_at = body.index(CLOSE)
+        assert CLOSE not in body[2:answer_at]
+    for pool in served.values():
+        for hop in pool.hops:
+            assert list(_ids(hop)).count(CLOSE) == (0 if hop.thinking else 1)
+
+
+def _ids(hop: Hop) -> array:
+    ids = array("i")
+    ids.frombytes(hop.prefix)
+    return ids
+
+
+class Scripted(ToyModel):
+    """Writes the given tokens one after another, then ends."""
+
+    def __init__(self, script: list[int], entropy: float = 0.0) -> None:
+        super().__init__("scripted")
+        self.script, self.entropy = script, entropy
+
+    def next(self, prefix) -> tuple[int, float]:  # type: ignore[no-untyped-def]
+        at = len(prefix) - 2
+        return (self.script[at] if at < len(self.script) else END), self.entropy
+
+
+async def test_a_model_in_circles_is_stopped() -> None:
+    step = [10, 11, 12, 13, 14, 15, 16, 3]
+    served = {"small": ToyPool(Scripted(step * 40)), "large": ToyPool(Scripted([CLOSE] * 99))}
+    _, passages = await run(task(EntropyGate(1.0)), served)
+    assert sum(len(p.thought) for p in passages) == 16
+    assert next(p.end for p in passages if p.end).ending is Ending.REPEAT
+    assert list(_ids(served["large"].hops[0]))[-2:] == [CLOSE, BLANK], "the router closed the thinking itself"
+
+
+async def test_thinking_never_eats_the_answer() -> None:
+    script = [10 + n % 17 for n in range(999)]
+    served = {"small": ToyPool(Scripted(script)), "large": ToyPool(Scripted(script))}
+    page, _ = await run(task(EntropyGate(1.0), tokens=100), served)
+    assert page.reasoning_tokens == 75
+    assert page.committed_tokens == 100
+    assert page.finish_reason == "length"
+
+
+async def test_a_model_that_ends_its_turn_while_thinking_still_owes_an_answer() -> None:
+    served = {"small": ToyPool(Scripted([10, 3, END])), "large": ToyPool(Scripted([10, 3, CLOSE, BLANK, 12, END]))}
+    page, passages = await run(task(EntropyGate(1.0)), served)
+    assert END not in _ids(served["large"].hops[0])
+    assert tokens(passages) == [10, 3, 12, END]
+    assert page.discarded_tokens == 1
+    assert page.finish_reason == "stop"
+
+
+async def test_a_pair_without_think_tags_ends_with_its_text() -> None:
+    served = {"small": ToyPool(Scripted([10, 3, CLOSE, 3, 11, END])), "large": ToyPool(Scripted([END]))}
+    page, passages = await run(task(EntropyGate(1.0), plain=True), served)
+    assert tokens(passages) == [10, 3, CLOSE, 3, 11, END]
+    assert page.finish_reason == "stop"
+    assert not served["large"].hops
+
+
+async def test_the_large_models_share_is_bounded() -> None:
+    served = pools("share")
+    for model in ("small", "large"):
+        served[model].model.close_rate = 0.0
+    work = task(EntropyGate(0.0, max_large_share=0.2), tokens=2000, max_large_share=0.2)
+    page = Transcript(work, prefix())
+    async for _passage in write(page, served):
+        assert page.large_share * page.committed_tokens <= 0.2 * page.committed_tokens + 20
+    assert page.large_share_spent
+
+
+async def test_hops_draw_from_seeds_of_their_own() -> None:
+    served = pools("seeds")
+    await run(task(EntropyGate(1.0), sampling=Sampling(seed=7, temperature=1.0)), served)
+    drawn = [hop.sampling.seed for pool in served.values() for hop in pool.hops]
+    assert len(drawn) > 2
+    assert len(set(drawn)) == len(drawn)
+    again = pools("seeds")
+    await run(task(EntropyGate(1.0), sampling=Sampling(seed=7, temperature=1.0)), again)
+    assert [h.sampling.seed for h in again["small"].hops] == [h.sampling.seed for h in served["small"].hops]
+
+
+async def test_stop_strings_are_the_answers_alone() -> None:
+    served = pools("stop")
+    await run(task(EntropyGate(1.0), sampling=Sampling(stop=("x",))), served)
+    for pool in served.values():
+        for hop in pool.hops:
+            assert hop.sampling.stop == (() if hop.thinking else ("x",))
+            assert not hop.answers
+
+
+async def test_leaving_cancels_the_hop_under_way() -> None:
+    served = pools("leave", chunk=1)
+    page = Transcript(task(EntropyGate(3.0)), prefix())
+    async with aclosing(write(page, served)) as passages:
+        async for _ in passages:
+            break
+    assert served["small"].closed == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+async def test_random_routing_holds_its_share(share: float) -> None:
+    policy = RandomShare(share, seed=1)
+    written = {"small": 0, "large": 0}
+    turns = [policy.turn(None, 0.0) for _ in range(4000 if 0 < share < 1 else 40)]
+    for turn in turns:
+        written[turn.model] += turn.steps
+    assert written["large"] / sum(written.values()) == pytest.approx(share, abs=0.03)
+    if 0 < share < 1:
+        assert all(a.model != b.model for a, b in pairwise(turns))
+
+
+def test_marks_of_the_toy_language() -> None:
+    assert MARKS.breaks == (3, 4)
