@@ -1,0 +1,112 @@
+"""`glimprouter`: the commands. Imports are late, so that `--help` and `ask` don't wait for Ray or vLLM."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PROFILES = Path(__file__).parent / "profiles"
+
+app = typer.Typer(
+    name="glimprouter",
+    help="Step-routed reasoning: a small model writes the easy steps, a large model the hard ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _fail(error: Exception) -> typer.Exit:
+    typer.echo(f"glimprouter: {error}", err=True)
+    return typer.Exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"glimprouter {installed('glimprouter')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    profile: Annotated[
+        Path, typer.Argument(help="A Serve config file, or the name of a profile that comes along.")
+    ] = Path("pocket"),
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the profile's http_options, else 8000.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Default: the profile's http_options, else 127.0.0.1.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of Ray, Serve and vLLM.")] = False,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when the process that started this one ends.")
+    ] = False,
+) -> None:
+    """Start the system on this machine and stay in the foreground; Ctrl-C stops everything it started."""
+    parent = os.getppid()
+    from deployments import launcher
+
+    if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
+        profile = named
+    try:
+        plan = launcher.read_plan(profile, host=host, port=port, verbose=verbose)
+        launcher.check_port(plan.host, plan.port)
+    except launcher.StartError as error:
+        raise _fail(error) from None
+    raise typer.Exit(launcher.supervise(plan, parent if with_parent else None))
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask; `-` reads it from standard input.")],
+    url: Annotated[str, typer.Option(help="The server.", envvar="GLIMPROUTER_URL")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="glimpse (routed), glimpse-<threshold>, small or large.")] = "glimpse",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Entropy in nats above which a step is the large model's (0 to 3). Default: the server's."
+        ),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit on reasoning and answer together.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy. Default: the model's own.")] = None,
+    key: Annotated[str | None, typer.Option(help="API key.", envvar="GLIMPROUTER_API_KEY")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's whole JSON reply instead.")] = False,
+) -> None:
+    """Ask a running server one question and watch the two models share the work, step by step."""
+    from deployments import asking
+
+    if question == "-":
+        question = typer.get_text_stream("stdin").read()
+    body = asking.body(question, model=model, threshold=threshold, max_tokens=max_tokens, temperature=temperature)
+    try:
+        if as_json:
+            typer.echo(asking.whole(url, body, key))
+        else:
+            asking.Transcript().show(asking.stream(url, body, key))
+    except asking.AskError as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def profiles() -> None:
+    """List the profiles that come along."""
+    for profile in sorted(PROFILES.glob("*.yaml")):
+        first = profile.read_text().splitlines()[0] if profile.stat().st_size else ""
+        typer.echo(f"{profile.stem:20} {first.removeprefix('#').strip() if first.startswith('#') else ''}".rstrip())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,456 @@
+"""Starts the whole system on one machine, and ends all of it.
+
+Two processes. The *supervisor* is what the user started: it checks what can be checked at once, then only waits,
+passes on the wish to stop, and at the end kills whatever is left below it. The *starter* does the work: Ray, Serve,
+the applications of the profile, one real question. Each outlives the other by no more than the clean-up: a killed
+starter's children become the supervisor's (it adopts orphans), and a killed supervisor is a stop signal to the
+starter, which adopts orphans too. Without the pair, Ray's agents stay for half a minute after a `kill -9`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+import yaml
+
+from deployments import lifeline
+from deployments.config import AppConfig, ConfigError
+
+ENVIRONMENT: dict[str, str] = {
+    # Ray, Serve and OpenMP read these at import or at process start, so no config file can carry them: whatever
+    # starts Ray (this file, the container images) has to set them first. What the user has set already wins.
+    #
+    # Two CPU engines on the same cores: a waiting OpenMP thread must sleep, not spin in the other engine's time.
+    "OMP_WAIT_POLICY": "passive",
+    # A replica's children (the engine core) end with the replica, whichever way it ends.
+    "RAY_process_group_cleanup_enabled": "1",
+    # Serve writes its log files anyway; a second copy of each line costs time on every request.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Nobody's prompts, models or hardware are reported anywhere.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+# Only where the whole cluster is this machine. Elsewhere a lost GCS may come back; here it never does, and Ray's agents
+# should not wait a minute for it.
+ALONE: dict[str, str] = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+
+HOST, PORT = "127.0.0.1", 8000
+START_S = 3600.0  # a 32B model from a slow disk or the hub takes its time; progress is shown all along
+STOP = signal.SIGUSR1  # from supervisor to starter; Ray answers SIGTERM with a stack trace while it starts
+STOP_S = 12.0  # for an orderly shutdown; what is not gone by then is killed
+HOPS_STORE_BYTES = 256 << 20  # hops are kilobytes, and a container's /dev/shm is often 64 MB
+QUESTION = "Tom has 3 boxes with 4 apples each. How many apples does he have?"
+
+
+class StartError(Exception):
+    """One line for the user: what is wrong, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be started. `config` is the profile's text as data, with host and port filled in."""
+
+    profile: str
+    config: dict[str, Any]
+    verbose: bool = False
+    supervisor: int = 0
+    started: float = field(default_factory=time.time)
+
+    @property
+    def host(self) -> str:
+        return str(self.config["http_options"]["host"])
+
+    @property
+    def port(self) -> int:
+        return int(self.config["http_options"]["port"])
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://{host}:{self.port}"
+
+
+def read_plan(profile: Path, host: str | None = None, port: int | None = None, verbose: bool = False) -> Plan:
+    """Reads a profile. Given host and port win over the profile's own. Raises `StartError`."""
+    try:
+        config = yaml.safe_load(profile.read_text())
+    except FileNotFoundError:
+        raise StartError(f"{profile}: no such file; `glimprouter profiles` lists those that come along") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"{profile}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise StartError(f"{profile}: not YAML: {where}{problem}") from None
+    applications = config.get("applications") if isinstance(config, dict) else None
+    if not isinstance(applications, list) or not applications:
+        raise StartError(f"{profile}: not a Serve config file: it needs a list `applications`")
+    for application in applications:
+        if not isinstance(application, dict) or not isinstance(application.get("import_path"), str):
+            raise StartError(f"{profile}: every application needs an `import_path`")
+        if application["import_path"].partition(":")[0] == "deployments.app":
+            try:
+                settings = AppConfig.read(application.get("args") or {})
+                assert settings.small.path
+                assert settings.large.path
+            except ConfigError as error:
+                raise StartError(f"{profile}: {error}") from None
+    http = config.get("http_options") or {}
+    http = {"host": HOST, "port": PORT} | http
+    http |= {"host": host} if host is not None else {}
+    http |= {"port": port} if port is not None else {}
+    return Plan(profile=str(profile), config=config | {"http_options": http}, verbose=verbose)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `StartError` if nothing can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = "is in use" if error.errno == 98 else f"cannot be listened on ({error.strerror})"
+        raise StartError(f"{host}:{port} {reason}; choose another, e.g. `make run PORT={port + 1}`") from None
+
+
+# The supervisor
+
+
+def supervise(plan: Plan, parent: int | None = None) -> int:
+    """Starts the system and waits for its end. Returns the exit status.
+
+    parent: stop as well when this process, which started us, ends.
+    """
+    lifeline.adopt_orphans()
+    if parent is not None:
+        lifeline.end_with(parent, signal.SIGTERM)
+    command = [
+        sys.executable,
+        "-m",
+        "deployments.launcher",
+        json.dumps(asdict(replace(plan, supervisor=os.getpid()))),
+    ]
+    # A process group of its own, or Ctrl-C would hit Ray's processes at the same time as us.
+    starter = subprocess.Popen(command, env=ENVIRONMENT | ALONE | os.environ, process_group=0)
+    asked = 0
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        starter.send_signal(STOP if asked == 1 and signum != signal.SIGALRM else signal.SIGKILL)
+        signal.alarm(int(STOP_S) + 3)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, stop)
+    status = starter.wait()
+    signal.alarm(0)
+    if left := lifeline.end_descendants():
+        print(f"glimprouter: could not end {', '.join(left)}", file=sys.stderr)
+    if asked:
+        return 0
+    if status < 0:
+        print(f"glimprouter: killed by {signal.Signals(-status).name}; everything was stopped", file=sys.stderr)
+        return 1
+    return status
+
+
+# The starter
+
+
+class Stop(BaseException):
+    """The wish to stop, raised wherever the starter happens to be."""
+
+
+class Console:
+    """Progress lines with the seconds since the start."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.last = time.monotonic()
+
+    def say(self, line: str) -> None:
+        self.last = time.monotonic()
+        print(f"{time.time() - self.started:6.1f} s  {line}", flush=True)
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self.last
+
+
+def start(plan: Plan, logs: Path) -> NoReturn:
+    """Brings the system up, says so, and stays until something stops it: `Stop` or `StartError`."""
+    console = Console(plan.started)
+    console.say(f"Starting {plan.profile}")
+    import ray
+    from pydantic import ValidationError
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    for noisy in ("ray", "ray.serve"):
+        logging.getLogger(noisy).setLevel(logging.INFO if plan.verbose else logging.ERROR)
+    try:
+        config = ServeDeploySchema.model_validate(plan.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StartError(f"{plan.profile}: {where}: {first['msg']}") from None
+    ray.init(
+        address="local",
+        namespace="serve",
+        include_dashboard=False,
+        log_to_driver=plan.verbose,
+        logging_level=logging.INFO if plan.verbose else logging.ERROR,
+        object_store_memory=HOPS_STORE_BYTES,
+        _temp_dir=str(logs),
+    )
+    ours = tuple(child.pid for child in psutil.Process().children())
+    listen_for_stop()  # Ray installs a handler of its own
+    node = ray.nodes()[0]  # type: ignore[no-untyped-call]
+    have = ", ".join(f"{node['Resources'].get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    console.say(f"Ray is up ({have}); logs in {logs}/session_latest/logs")
+    client = serve_start(
+        http_options=config.http_options.model_dump(),
+        grpc_options=config.grpc_options.model_dump(),
+        global_logging_config=config.logging_config,
+        global_tracing_config=config.tracing_config,
+        controller_options=config.controller_options,
+        proxy_location=config.proxy_location,
+    )
+    console.say("Serve is up")
+    client.deploy_apps(config)
+    wait_until_running(console)
+    console.say(ask_both(plan.url))
+    print(f"Metrics on http://127.0.0.1:{node['MetricsExportPort']}/metrics")
+    print(f"Serving on {plan.url}", flush=True)
+    stay(console, ours)
+
+
+def wait_until_running(console: Console) -> None:
+    """Returns once every application is running, and shows how they get there. Raises `StartError` if one fails."""
+    from ray import serve
+
+    until = time.monotonic() + START_S
+    told: dict[str, str] = {}
+    while True:
+        applications = serve.status().applications
+        waiting: list[str] = []
+        for name, application in applications.items():
+            if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                failed = (one for one in application.deployments.values() if "fail" in one.message.lower())
+                message = next((one.message for one in failed), application.message)
+                raise StartError(f"{name} did not start: {root_cause(message)}")
+            if not application.deployments:
+                waiting.append(f"{name} being built")
+            for deployment, overview in application.deployments.items():
+                state = "ready" if overview.status == "HEALTHY" else "starting"
+                if overview.message and state != "ready":
+                    state = f"starting: {root_cause(overview.message)}"
+                if told.get(deployment) != state:
+                    console.say(f"{deployment} {state}")
+                    told[deployment] = state
+                if state != "ready":
+                    waiting.append(deployment)
+        if applications and all(one.status == "RUNNING" for one in applications.values()):
+            return
+        if time.monotonic() > until:
+            raise StartError(f"not up after {START_S:.0f} s; still waiting for {', '.join(waiting)}")
+        if console.silent_s > 10:
+            console.say(f"... {', '.join(waiting) or 'nearly there'}")
+        time.sleep(0.25)
+
+
+def root_cause(message: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Refusal)\b.*: ", line)]
+    return errors[-1] if errors else (lines[0] if lines else "no reason given")
+
+
+def ask_both(url: str) -> str:
+    """Has each model write something through the served stack. Returns a line about it; raises `StartError`."""
+    import httpx
+
+    key = os.environ.get("GLIMPROUTER_API_KEY")
+    asked = time.monotonic()
+    written = {"small": 0, "large": 0}
+    with httpx.Client(base_url=url, timeout=600, headers={"authorization": f"Bearer {key}"} if key else {}) as server:
+        for model in ("glimpse", *written):
+            if written.get(model):
+                continue
+            # A threshold of 0 escalates every step; who has not written after that is asked alone.
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": QUESTION}],
+                "max_tokens": 64,
+                "temperature": 0,
+                "glimpse": {"include_steps": True} | ({"threshold": 0} if model == "glimpse" else {}),
+            }
+            reply = post(server, body)
+            if reply.status_code in (401, 403):
+                return "Not asked: the server wants a key (set GLIMPROUTER_API_KEY to have it tried)"
+            if reply.status_code != 200:
+                raise StartError(f"asked model `{model}`, the server answered {reply.status_code}: {said(reply.text)}")
+            answer = reply.json()
+            if model in written:
+                written[model] += answer["usage"]["completion_tokens"]
+            for step in (answer.get("glimpse") or {}).get("steps", ()) if model == "glimpse" else ():
+                written[step["model"]] += step["tokens"]
+    if idle := [model for model, tokens in written.items() if not tokens]:
+        raise StartError(f"asked, but model {' and '.join(idle)} wrote nothing")
+    counts = ", ".join(f"{model} wrote {tokens} tokens" for model, tokens in written.items())
+    return f"Asked a question: {counts} in {time.monotonic() - asked:.1f} s"
+
+
+def post(server: Any, body: Mapping[str, Any]) -> Any:
+    """Asks, and asks again while the proxy has not heard of the application's routes yet."""
+    import httpx
+
+    for patience in range(60, -1, -1):
+        try:
+            reply = server.post("/v1/chat/completions", json=body)
+        except httpx.ConnectError:
+            reply = None
+        except httpx.HTTPError as error:
+            raise StartError(f"asked a question, but no answer came back: {error!r}") from None
+        unknown = reply is not None and reply.status_code == 404 and '"error"' not in reply.text
+        if reply is not None and not unknown and (reply.status_code != 503 or not patience):
+            return reply
+        if not patience:
+            raise StartError("asked a question, but the server did not take it within 30 s")
+        time.sleep(0.5)
+
+
+def said(body: str) -> str:
+    """The message of an OpenAI error body, or the beginning of whatever it is."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(body.split())[:300]
+
+
+def stay(console: Console, ours: tuple[int, ...]) -> NoReturn:
+    """Watches until something ends it, and says when an application falls ill and recovers."""
+    from ray import serve
+
+    known: dict[str, str] = {}
+    while True:
+        lifeline.bury(sparing=ours)
+        if ended := [pid for pid in ours if not alive(pid)]:
+            raise StartError(f"a Ray process ended (pid {ended[0]}); its log tells why")
+        for name, application in serve.status().applications.items():
+            status = str(application.status.value)
+            if status != known.get(name, "RUNNING"):
+                console.say(f"{name} is {status.lower()}: {root_cause(application.message)}")
+            known[name] = status
+        time.sleep(2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def listen_for_stop() -> None:
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise Stop
+
+    signal.signal(STOP, stop)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def bounded(seconds: float, status: int) -> Iterator[None]:
+    """Ends this process and all below it if the block takes longer."""
+
+    def give_up() -> None:
+        lifeline.end_descendants()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+
+
+def main() -> NoReturn:
+    plan = Plan(**json.loads(sys.argv[1]))
+    listen_for_stop()
+    status = 1
+    # Short, because Ray puts sockets into it and a socket's path has at most 107 characters.
+    logs = Path(tempfile.mkdtemp(prefix="glimprouter-", dir=None if len(tempfile.gettempdir()) < 24 else "/tmp"))
+    try:
+        lifeline.adopt_orphans()
+        lifeline.end_with(plan.supervisor, STOP)
+        start(plan, logs)
+    except (Stop, SystemExit):  # Ray's own handler turns SIGTERM into SystemExit while it starts
+        status = 0
+        print("Stopping", flush=True)
+    except StartError as error:
+        complain(f"{error}", logs)
+    except Exception as error:
+        if plan.verbose:
+            traceback.print_exc()
+        complain(root_cause(f"{type(error).__name__}: {error}"), logs)
+    finally:
+        for signum in (STOP, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        with bounded(STOP_S, status):
+            shut_down(quietly=not plan.verbose)
+        lifeline.end_descendants()
+        if status == 0:
+            shutil.rmtree(logs, ignore_errors=True)
+        # Nothing is left that an exit handler could clean up, and Ray's wait for processes that are gone.
+        os._exit(status)
+
+
+def complain(line: str, logs: Path) -> None:
+    print(f"glimprouter: {line}\n  logs: {logs}/session_latest/logs", file=sys.stderr, flush=True)
+
+
+def shut_down(quietly: bool) -> None:
+    if "ray" not in sys.modules:
+        return
+    if quietly:  # Ray reports every actor it ends on request as a failure
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+    import ray
+
+    if ray.is_initialized():
+        from ray import serve
+
+        try:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()
