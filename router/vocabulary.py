@@ -18,7 +18,8 @@ from router.steps import Marks
 
 THINK_TAGS = ("<think>", "</think>")
 GUARD = "\ue000"
-"""A private-use character that breaks up special tokens in a client's text while the template is rendered."""
+"""A private-use character that breaks up special tokens in a client's text while the template is rendered. Where
+the client wrote it, it stands twice."""
 
 
 class TemplateError(ValueError):
@@ -61,12 +62,12 @@ class Vocabulary:
         texts = [b""] * (max(ids.values()) + 1)
         for token, i in ids.items():
             texts[i] = token.encode() if i in added else _token_bytes(token, byte_level=byte_level)
-        roles = {"end": tokenizer.eos_token_id}
+        roles = {} if tokenizer.eos_token_id is None else {"end": tokenizer.eos_token_id}
         if think_tags and all(tag in ids for tag in think_tags) and think_tags[0] in (tokenizer.chat_template or ""):
             roles["open"], roles["close"] = (ids[tag] for tag in think_tags)
-        ends = {roles["end"], *_generation_ends(model, revision)}
+        ends = {*_generation_ends(model, revision)} | ({roles["end"]} if "end" in roles else set())
         special = {i for i, token in added.items() if token.special} | ends
-        longest_first = sorted((str(token) for token in added.values()), key=len, reverse=True)
+        longest_first = sorted(added.values(), key=lambda token: len(str(token)), reverse=True)
         return cls(
             name=model,
             ids=ids,
@@ -75,7 +76,7 @@ class Vocabulary:
             marks=Marks.of(texts, close=roles.get("close"), ends=ends),
             _tokenizer=tokenizer,
             _plain=plain,
-            _special=re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(\Z\A)"),
+            _special=re.compile("(" + ("|".join(map(_pattern, longest_first)) or "(?!)") + ")"),
         )
 
     @property
@@ -112,17 +113,19 @@ class Vocabulary:
 
     def render(self, messages: Sequence[Mapping[str, object]]) -> array[int]:
         """The prompt for a chat, its thinking opened exactly once. Raises `TemplateError`."""
-        guarded = [{**m, "content": self._guard(str(m.get("content") or ""))} for m in messages]
+        # A template may print any field, and all of them are the client's.
+        guarded = [{k: self._guard(str(v or "")) for k, v in {"content": "", **m}.items()} for m in messages]
         try:
             text = self._tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
         except Exception as error:
-            raise TemplateError(f"the chat template of {self.name} refuses these messages: {error}") from error
+            why = " ".join(str(error).split())
+            raise TemplateError(f"the chat template of {self.name} refuses these messages: {why}") from error
         ids = array("i")
         for i, part in enumerate(self._special.split(text)):
             if i % 2:
-                ids.append(self.ids[part])
+                ids.append(self.ids[part] if part in self.ids else self.ids[part.strip()])
             elif part:
-                ids.extend(self.encode(part.replace(GUARD, "")))
+                ids.extend(self.encode(_GUARDS.sub(r"\1", part)))
         opening = self.roles.get("open")
         if opening is not None and opening not in ids[-4:]:
             ids.append(opening)
@@ -130,8 +133,9 @@ class Vocabulary:
         return ids
 
     def _guard(self, text: str) -> str:
-        text = text.replace(GUARD, "")
-        return self._special.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+        # Every gap is filled, the one behind it too, because special tokens may overlap.
+        text = text.replace(GUARD, GUARD + GUARD)
+        return self._special.sub(lambda found: found[0] if found[0].isspace() else GUARD.join([*found[0], ""]), text)
 
 
 def _generation_ends(model: str, revision: str | None) -> list[int]:
@@ -152,6 +156,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+_GUARDS = re.compile(f"{GUARD}({GUARD}?)")
+
+
+def _pattern(token: Any) -> str:
+    """What of a text an added token takes up: some swallow the white space beside them."""
+    return (r"\s*" if token.lstrip else "") + re.escape(str(token)) + (r"\s*" if token.rstrip else "")
 
 
 def _token_bytes(token: str, *, byte_level: bool) -> bytes:
