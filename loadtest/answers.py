@@ -1,0 +1,57 @@
+r"""The answer in a reply: the last \boxed{}, else what follows the last "####" or "answer is", else the last number."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+Answer = Fraction | str
+
+_NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d[\d,]{0,30}(?:\.\d{1,30})?|\.\d{1,30})(?:\s*/\s*[1-9]\d{0,30})?")
+_MARKED = re.compile(r"(?:####|answer\s+is)\s*:?", re.IGNORECASE)
+_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
+
+
+def extract(reply: str) -> Answer | None:
+    """A number where there is one, else the marked text; None where nothing is marked and no number is found."""
+    if (boxed := _last_boxed(reply)) is not None:
+        return _value(boxed)
+    marked = _MARKED.split(reply)
+    value = _value(marked[-1].strip().partition("\n")[0]) if len(marked) > 1 else ""
+    if isinstance(value, Fraction):
+        return value
+    numbers = _NUMBER.findall(_plain(reply))
+    return _number(numbers[-1]) if numbers else value or None
+
+
+def _last_boxed(reply: str) -> str | None:
+    start = reply.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed{")
+    for end in range(begin, len(reply)):
+        if reply[end] == "}":
+            if depth == 0:
+                return reply[begin:end]
+            depth -= 1
+        elif reply[end] == "{":
+            depth += 1
+    return reply[begin:]
+
+
+def _value(text: str) -> Answer:
+    plain = _plain(text)
+    # "x = 5 metres": what stands behind the last equals sign is the result, its first number the amount.
+    number = _NUMBER.search(plain.rpartition("=")[2])
+    return _number(number[0]) if number else plain.strip(" .*").casefold()
+
+
+def _plain(text: str) -> str:
+    text = _FRACTION.sub(r"\1/\2", text)
+    text = _COMMAND.sub(r" \1 ", text)
+    return re.sub(r"\\[,!; ]|\\(?=[$%])", "", text).replace("{,}", ",")
+
+
+def _number(text: str) -> Fraction:
+    return Fraction(re.sub(r"[$,\s]", "", text))

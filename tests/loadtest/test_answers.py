@@ -1,0 +1,40 @@
+from fractions import Fraction
+
+import pytest
+
+from loadtest.answers import extract
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("First \\boxed{3}, in the end \\boxed{1,234}.", 1234),
+        ("\\boxed{\\$18}", 18),
+        ("\\boxed{5 \\text{ m}^2}", 5),
+        ("\\boxed{x = 12}", 12),
+        ("\\boxed{\\frac{3}{4}}", Fraction(3, 4)),
+        ("\\boxed{ -7.0 }", -7),
+        ("cut off in \\boxed{42", 42),
+        ("She pays 9 + 9 = 18.\n#### 18", 18),
+        ("The answer is 48.", 48),
+        ("**The answer is:**\n 12 coins", 12),
+        ("The answer is not far: 4 + 5 = 9", 9),
+        ("It was $3.50, then 20%.", 20),
+        ("He has 1,000.00 dollars", 1000),
+        ("from 3-4", 4),
+        ("10 - 3 = 7.0", 7),
+        ("1" * 10_000, int("1" * 31)),
+    ],
+)
+def test_number(reply: str, answer: int | Fraction) -> None:
+    assert extract(reply) == answer
+
+
+def test_marked_text_without_a_number() -> None:
+    assert extract("\\boxed{\\text{Blue}}") == "blue"
+    assert extract("The answer is Blue.") == "blue"
+
+
+@pytest.mark.parametrize("reply", ["", "I do not know."])
+def test_no_answer(reply: str) -> None:
+    assert extract(reply) is None
