@@ -1,0 +1,165 @@
+"""Asking a server, many questions at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from tqdm import tqdm
+
+from loadtest.command import MeasuringError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ATTEMPTS = 5
+BUSY = (429, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the reasoning, as the server tells of it. `entropy` in nats, `duration_ms` in the engine."""
+
+    index: int
+    model: str
+    entropy: float | None
+    tokens: int
+    duration_ms: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply. `latency_s` is from asking to the last byte; hops and escalations are known only with steps."""
+
+    reasoning: str
+    content: str
+    tokens: int
+    reasoning_tokens: int
+    large_tokens: int
+    latency_s: float
+    hops: int | None
+    escalations: int | None
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any], latency_s: float) -> Reply:
+        choice, usage, told = body["choices"][0], body["usage"], body.get("glimpse") or {}
+        message = choice.get("message") or {"content": choice.get("text")}
+        fields = Step.__dataclass_fields__
+        return cls(
+            reasoning=message.get("reasoning_content") or "",
+            content=message.get("content") or "",
+            tokens=usage["completion_tokens"],
+            reasoning_tokens=usage["completion_tokens_details"]["reasoning_tokens"],
+            large_tokens=usage["by_model"].get("large", {}).get("completion_tokens", 0),
+            latency_s=latency_s,
+            hops=told.get("hops"),
+            escalations=told.get("escalations"),
+            steps=tuple(Step(**{name: step[name] for name in fields}) for step in told.get("steps", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the server says of itself in /v1/models. `small` is the small model's folder or hub id."""
+
+    pair: str
+    small: str
+    large: str
+    thinks: bool
+    threshold: float
+
+
+class Client:
+    """A server. The key, if it wants one, is read from GLIMPROUTER_API_KEY."""
+
+    def __init__(
+        self, url: str, *, timeout_s: float = 3600.0, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        key = os.environ.get("GLIMPROUTER_API_KEY")
+        self._url = url
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            limits=httpx.Limits(max_connections=None),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def served(self) -> Served:
+        body, _ = await self._send("GET", "/v1/models", None)
+        told = next(card["glimpse"] for card in body["data"] if card["id"] == "glimpse")
+        return Served(told["pair"], told["models"]["small"], told["models"]["large"], told["thinks"], told["threshold"])
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], model: str, **fields: object) -> Reply:
+        """A greedy chat completion; fields that are None are left out."""
+        return await self._ask("/v1/chat/completions", {"model": model, "messages": list(messages), **fields})
+
+    async def complete(self, prompt: str, model: str, **fields: object) -> Reply:
+        """A greedy completion of a raw prompt."""
+        return await self._ask("/v1/completions", {"model": model, "prompt": prompt, **fields})
+
+    async def _ask(self, path: str, fields: Mapping[str, object]) -> Reply:
+        body = {"temperature": 0} | {name: value for name, value in fields.items() if value is not None}
+        return Reply.read(*await self._send("POST", path, body))
+
+    async def _send(self, method: str, path: str, body: Mapping[str, object] | None) -> tuple[dict[str, Any], float]:
+        """The JSON and the seconds it took; a busy server is asked again."""
+        for attempt in range(1, ATTEMPTS + 1):
+            began = time.perf_counter()
+            try:
+                response = await self._http.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+                raise MeasuringError(f"{self._url} does not answer ({reason}); is the server up?") from error
+            took = time.perf_counter() - began
+            if response.status_code == 200:
+                return response.json(), took
+            if response.status_code not in BUSY or attempt == ATTEMPTS:
+                break
+            await asyncio.sleep(float(response.headers.get("retry-after") or attempt))
+        raise MeasuringError(f"{self._url}{path} answered {response.status_code}: {_said(response)}")
+
+
+async def each(
+    items: Sequence[T], ask: Callable[[T], Awaitable[R]], *, concurrency: int, label: str, quiet: bool = False
+) -> list[R]:
+    """`ask` of every item, in the items' order, so many at a time, behind a progress bar."""
+    results: dict[int, R] = {}
+    waiting = iter(enumerate(items))
+    with tqdm(total=len(items), desc=label, disable=quiet, leave=False) as bar:
+
+        async def work() -> None:
+            for index, item in waiting:
+                results[index] = await ask(item)
+                bar.update()
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(concurrency, len(items))):
+                    workers.create_task(work())
+        except* MeasuringError as failed:
+            raise failed.exceptions[0] from None
+    return [results[index] for index in range(len(items))]
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(response.text.split())[:200]

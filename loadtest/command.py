@@ -1,0 +1,108 @@
+"""What the measuring commands have in common: their options, a system of their own, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+PROFILE = Path(__file__).parent.parent / "deployments" / "profiles" / "pocket.yaml"
+STOP_S = 60.0
+
+
+class MeasuringError(Exception):
+    """One line for the user: what is wrong, and what to do about it."""
+
+
+def parser(module: str, description: str | None, *, concurrency: int) -> argparse.ArgumentParser:
+    """A parser with the options every measuring command has."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--url", help="a running server; without it a system of its own is started and stopped")
+    made.add_argument(
+        "--profile", type=Path, default=PROFILE, help="what to start without --url (default: %(default)s)"
+    )
+    made.add_argument("--port", type=port_number, help="where to start it (default: any free port)")
+    made.add_argument("--seed", type=int, default=7, help="of the problems and of all chance (default: %(default)s)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    made.add_argument(
+        "--concurrency",
+        type=at_least_one,
+        default=concurrency,
+        help="requests in flight; a latency means something only next to others of the same (default: %(default)s)",
+    )
+    return made
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
+
+
+def run(command: Callable[[], None]) -> None:
+    """Runs a command to its exit status; what the user can mend is one line."""
+    try:
+        command()
+    except MeasuringError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
+    """The URL of the system under test: the given one, or one that lives as long as the block."""
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    # A process group of its own, or Ctrl-C would ask it to stop twice, which skips the orderly shutdown.
+    command = ("-m", "deployments.cli", "run", str(profile), "--port", str(port or _free_port()), "--with-parent")
+    system = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    assert system.stdout is not None
+    try:
+        yield _wait(system, system.stdout)
+    finally:
+        system.send_signal(signal.SIGINT)
+        try:
+            system.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            system.kill()
+            system.wait()
+
+
+def _wait(system: subprocess.Popen[str], lines: IO[str]) -> str:
+    for line in lines:
+        print(line.rstrip(), file=sys.stderr)
+        if found := re.match(r"Serving on (\S+)", line):
+            # Nobody reads on, and a full pipe would stop the system.
+            threading.Thread(target=lines.read, daemon=True).start()
+            return found[1]
+    raise MeasuringError(f"the system ended before it was ready (exit status {system.wait()}); its own line is above")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
