@@ -1,0 +1,100 @@
+"""What came of a problem set: ways to answer it, and what each one got right and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from loadtest.answers import Answer
+from loadtest.client import Reply
+from loadtest.intervals import Estimate, paired_difference, share
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to answer. `threshold`: routed: the gate in nats; random: the routed run whose share it matches."""
+
+    mode: str
+    threshold: float | None = None
+    random_share: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        return self.mode in ("small", "large")
+
+    @property
+    def label(self) -> str:
+        return self.mode if self.threshold is None else f"{self.mode} at {self.threshold:g}"
+
+    def fields(self, seed: int) -> dict[str, object]:
+        if self.alone:
+            return {"model": self.mode}
+        told = {"threshold": self.threshold} if self.random_share is None else {"random_share": self.random_share}
+        return {"model": "glimpse", "glimpse": {"include_steps": True, **told}, "seed": seed}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A way's replies, in the order of the problems, and the answers found in them."""
+
+    way: Way
+    replies: tuple[Reply, ...]
+    answers: tuple[Answer | None, ...]
+    right: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> Estimate:
+        return share(sum(self.right), len(self.right))
+
+    @property
+    def tokens(self) -> int:
+        return sum(reply.tokens for reply in self.replies)
+
+    @property
+    def large_token_share(self) -> float:
+        return sum(reply.large_tokens for reply in self.replies) / max(1, self.tokens)
+
+    @property
+    def hops(self) -> int | None:
+        return None if self.way.alone else sum(reply.hops or 0 for reply in self.replies)
+
+    @property
+    def escalations(self) -> int | None:
+        return sum(reply.escalations or 0 for reply in self.replies) if self.way.mode == "routed" else None
+
+    def row(self) -> dict[str, object]:
+        accuracy, way = self.accuracy, self.way
+        return {
+            "mode": way.mode,
+            "threshold": way.threshold if way.mode == "routed" else None,
+            "problems": len(self.replies),
+            "accuracy": accuracy.value,
+            "accuracy_interval": [accuracy.low, accuracy.high],
+            "large_token_share": self.large_token_share,
+            "mean_latency_s": fmean(reply.latency_s for reply in self.replies),
+            "tokens": self.tokens,
+            "hops": self.hops,
+            "escalations": self.escalations,
+            **({"random_share": way.random_share, "matches_threshold": way.threshold} if way.mode == "random" else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Accuracy of one way minus another's on the same problems."""
+
+    way: Way
+    other: Way
+    difference: Estimate
+
+
+def pairings(outcomes: Sequence[Outcome]) -> list[Pairing]:
+    """Every routed outcome against the large model, the small one and random routing at its own share."""
+    return [
+        Pairing(routed.way, other.way, paired_difference(routed.right, other.right))
+        for routed in outcomes
+        if routed.way.mode == "routed"
+        for other in outcomes
+        if other.way.alone or (other.way.mode == "random" and other.way.threshold == routed.way.threshold)
+    ]
