@@ -65,8 +65,10 @@ EOF
         pip install -r "$venv/torch.txt" --extra-index-url "$torch_cpu_index"
     say "Everything else (3/3)"
     pip install -r "$venv/torch.txt" -r "$venv/engine.txt" -e ".[$extras]"
-    pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+    pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null # from an earlier install by hand
     ;;
 *) fail "ENGINE is cpu or cuda, not $ENGINE" ;;
 esac
+# Left by the build beside the sources, never refreshed, and found before the installed one: stale entry points.
+rm -rf glimprouter.egg-info
 say "Installed into $venv"

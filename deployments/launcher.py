@@ -50,10 +50,6 @@ ENVIRONMENT: dict[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-# Only where the whole cluster is this machine. Elsewhere a lost GCS may come back; here it never does, and Ray's agents
-# should not wait a minute for it.
-ALONE: dict[str, str] = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-
 HOST, PORT = "127.0.0.1", 8000
 START_S = 3600.0  # a 32B model from a slow disk or the hub takes its time; progress is shown all along
 STOP = signal.SIGUSR1  # from supervisor to starter; Ray answers SIGTERM with a stack trace while it starts
@@ -153,7 +149,7 @@ def supervise(plan: Plan, parent: int | None = None) -> int:
         json.dumps(asdict(replace(plan, supervisor=os.getpid()))),
     ]
     # A process group of its own, or Ctrl-C would hit Ray's processes at the same time as us.
-    starter = subprocess.Popen(command, env=ENVIRONMENT | ALONE | os.environ, process_group=0)
+    starter = subprocess.Popen(command, env=ENVIRONMENT | os.environ, process_group=0)
     asked = 0
 
     def stop(signum: int, frame: FrameType | None) -> None:
