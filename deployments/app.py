@@ -13,6 +13,9 @@ from router.deployment import Settings, ingress
 from router.request import MODELS, Model
 from router.service import Defaults
 
+AFFINITY = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+"""Hops of one conversation meet in one replica, where its prefix is cached; a full one passes them to the next."""
+
 
 def build(args: dict[str, Any]) -> Application:
     """The application: a router in front of two pools. Raises `ConfigError`."""
@@ -26,6 +29,7 @@ def build(args: dict[str, Any]) -> Application:
         think_tags=config.routing.think_tags,
         context_tokens=min(_context_tokens(pool) for pool in pools.values()),
         hop_attempts=config.limits.hop_attempts,
+        patience_s={model: config.limits.patience_s for model in MODELS if config.routing.impatient(model)},
         body_bytes=config.limits.body_bytes,
         messages=config.limits.messages,
         defaults=Defaults(
@@ -37,6 +41,8 @@ def build(args: dict[str, Any]) -> Application:
             max_steps=config.limits.max_steps,
             step_tokens=config.limits.step_tokens,
             deadline_s=config.limits.deadline_s,
+            dispensable=config.routing.dispensable,
+            max_requests=config.limits.max_requests,
         ),
     )
     engines = {model: _pool(model, pools[model], pair, config.routing.think_tags) for model in MODELS}
@@ -59,6 +65,8 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
     deployment = serve.deployment(
         name=model,
         max_ongoing_requests=pool.max_ongoing_requests,
+        max_queued_requests=pool.max_queued_requests,
+        request_router_config={"request_router_class": AFFINITY},
         ray_actor_options=actor,
         health_check_period_s=5,
         health_check_timeout_s=30,

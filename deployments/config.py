@@ -45,6 +45,7 @@ class PoolConfig(Settings):
         default=None, description="Serve's autoscaling_config, in place of replicas"
     )
     max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
+    max_queued_requests: int = Field(default=256, ge=1, description="hops that may wait in one router; then 503")
     tensor_parallel: int = Field(default=1, ge=1)
     gpus: float | None = Field(
         default=None,
@@ -85,6 +86,20 @@ class RoutingConfig(Settings):
     answer_by: Literal["large", "small"] = "large"
     think_tags: tuple[str, str] | None = ("<think>", "</think>")
     max_large_share: float = Field(default=1.0, ge=0, le=1)
+    without_large: Literal["wait", "small", "fail"] = Field(
+        default="wait", description="when the large pool can't answer: wait to the deadline, let small write, or 503"
+    )
+    without_small: Literal["wait", "large", "fail"] = "wait"
+
+    def impatient(self, model: Literal["small", "large"]) -> bool:
+        """Whether a request gives up on that pool before its deadline."""
+        return (self.without_small if model == "small" else self.without_large) != "wait"
+
+    @property
+    def dispensable(self) -> frozenset[Literal["small", "large"]]:
+        """Models that the other one stands in for."""
+        stand_ins = {"large": self.without_large, "small": self.without_small}
+        return frozenset(model for model in ("small", "large") if stand_ins[model] in ("small", "large"))
 
 
 class LimitsConfig(Settings):
@@ -93,7 +108,11 @@ class LimitsConfig(Settings):
     max_steps: int = Field(default=256, ge=1)
     step_tokens: int = Field(default=512, ge=1)
     deadline_s: float = Field(default=600.0, gt=0)
-    hop_attempts: int = Field(default=4, ge=1, description="replicas tried for one hop before giving up")
+    max_requests: int = Field(
+        default=256, ge=1, description="at a time in one router replica; more are refused with 429"
+    )
+    patience_s: float = Field(default=10.0, gt=0, description="a pool that has not begun to write by then can't answer")
+    hop_attempts: int = Field(default=8, ge=1, description="replicas tried for one hop before giving up")
     body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     messages: int = Field(default=2000, ge=1)
 
@@ -101,7 +120,9 @@ class LimitsConfig(Settings):
 class RouterConfig(Settings):
     replicas: int = Field(default=1, ge=1)
     autoscaling: dict[str, Any] | None = None
-    max_ongoing_requests: int = Field(default=512, ge=1, description="requests at a time in one router replica")
+    max_ongoing_requests: int = Field(
+        default=1024, ge=1, description="requests at a time in one router replica, those it refuses at once included"
+    )
     cpus: float = Field(default=1.0, ge=0)
     env: dict[str, str] = Field(default_factory=dict)
 

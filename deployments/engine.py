@@ -48,10 +48,13 @@ class TokenCount(StatLoggerBase):
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         self.generated = 0
+        self.kv_use = 0.0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
         if iteration_stats is not None:
             self.generated += iteration_stats.num_generation_tokens
+        if scheduler_stats is not None:
+            self.kv_use = scheduler_stats.kv_cache_usage
 
     def log_engine_initialized(self) -> None:
         pass
@@ -112,6 +115,14 @@ class Engine:
             "running_requests": running,
             "pid": os.getpid(),
             "engine_pids": [core.pid for core in self._engine.engine_core.resources.engine_manager.processes],
+        }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve passes on to `deployments.autoscaling`."""
+        return {
+            "requests": float(self._engine.get_num_unfinished_requests()),
+            "kv_use": max((count.kv_use for count in self._counts), default=0.0),
+            "queued_tokens": float(self._engine.get_num_queued_tokens()),
         }
 
     async def check_health(self) -> None:

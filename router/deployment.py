@@ -21,7 +21,7 @@ from router.vocabulary import Vocabulary
 class Settings:
     """What a router replica is told. Paths are folders or hub IDs.
 
-    context_tokens: the shorter context of the two models.
+    context_tokens: the shorter context of the two models. patience_s: for pools that need not be waited for.
     """
 
     pair: str
@@ -30,6 +30,7 @@ class Settings:
     think_tags: tuple[str, str] | None
     context_tokens: int
     hop_attempts: int
+    patience_s: Mapping[Model, float]
     body_bytes: int
     messages: int
     defaults: Defaults
@@ -51,7 +52,15 @@ def ingress(settings: Settings) -> type:
             self.service: Service = StepRouter(
                 settings.pair,
                 _vocabularies(settings),
-                {model: ServedPool(model, handles[model], attempts=settings.hop_attempts) for model in MODELS},
+                {
+                    model: ServedPool(
+                        model,
+                        handles[model],
+                        attempts=settings.hop_attempts,
+                        patience_s=settings.patience_s.get(model),
+                    )
+                    for model in MODELS
+                },
                 settings.context_tokens,
                 settings.defaults,
             )

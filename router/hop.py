@@ -61,6 +61,7 @@ class Hop:
         complete step before it (0: unknown); open_entropy: the glimpse at the begun step.
     glimpses: report entropies even without a gate.
     timeout_s: seconds that the hop may take.
+    conversation: hops of one conversation go to the replica that holds its prefix.
     """
 
     pair: str
@@ -82,6 +83,7 @@ class Hop:
     streaming: bool = False
     timeout_s: float = 600.0
     request: str = ""
+    conversation: str = ""
     tenant: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from router.hop import Chunk, Hop
-from router.request import Model
+from router.request import Model, Unavailable
 from router.transcript import Passage, Transcript
 
 
@@ -27,14 +27,12 @@ class Pool(Protocol):
 async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator[Passage]:
     """Write a request to its end: its thinking turn by turn, then its answer. Closing the generator cancels the
     hop under way."""
-    while page.thinking:
-        turn = page.task.policy.turn(page.last, page.large_share)
-        async with aclosing(pools[turn.model].write(page.think(turn))) as chunks:
-            async for chunk in chunks:
-                yield page.commit(turn.model, chunk)
-
-    if page.finish_reason is None:
-        model = page.answer_by
-        async with aclosing(pools[model].write(page.answer())) as chunks:
-            async for chunk in chunks:
-                yield page.commit(model, chunk)
+    while page.finish_reason is None:
+        model, hop = page.next()
+        try:
+            async with aclosing(pools[model].write(hop)) as chunks:
+                async for chunk in chunks:
+                    yield page.commit(model, chunk)
+        except Unavailable:
+            if not page.go_on_without(model):
+                raise

@@ -10,17 +10,25 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from router.hop import Chunk, Hop, HopLost, StrangePair
-from router.request import Model, Refusal
+from router.request import Model, Refusal, Unavailable
 
 logger = logging.getLogger("ray.serve")
 
-GONE = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, HopLost)
-"""What a caller sees when the replica that was writing is no more."""
+GONE = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, ObjectLostError, HopLost)
+"""What a caller sees when the replica that was writing, or what it had answered, is no more. What a replica raises
+arrives as a `RayTaskError` that is of its own type as well."""
 
 PAUSE_S = 0.05
 """Before a lost hop is tried again; doubled each time, so that Serve can notice which replica is gone."""
@@ -29,13 +37,17 @@ PAUSE_S = 0.05
 class ServedPool:
     """The replicas of one model behind a Serve handle.
 
-    attempts: replicas tried for one hop before the request fails with 503.
+    All hops of a conversation go to the replica that holds its prefix, as long as that one has room.
+
+    attempts: replicas tried for one hop before the pool counts as unavailable. patience_s: so does a pool that has
+    not begun to write after so many seconds; None waits to the deadline.
     """
 
-    def __init__(self, model: Model, handle: DeploymentHandle, *, attempts: int) -> None:
-        self._model, self._attempts = model, attempts
+    def __init__(
+        self, model: Model, handle: DeploymentHandle, *, attempts: int, patience_s: float | None = None
+    ) -> None:
+        self._model, self._attempts, self._patience_s = model, attempts, patience_s
         self._handle: Any = handle
-        self._stream: Any = handle.options(stream=True)
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         """The hop's chunks. A hop whose replica is lost goes on elsewhere from what was passed on already, so the
@@ -52,8 +64,7 @@ class ServedPool:
                 resumed += 1
                 logger.warning("%s hop of %s lost (%s)", self._model, hop.request, type(error).__name__)
                 if resumed >= self._attempts:
-                    message = f"The {self._model} model's replicas keep failing; try again."
-                    raise Refusal(message, status=503, code="no_capacity", retry_after_s=1.0) from error
+                    raise Unavailable(self._model) from error
                 await asyncio.sleep(PAUSE_S * 2**resumed)
             except RayTaskError as error:
                 # The exception a replica raised arrives wrapped; its cause is the one that was meant.
@@ -62,6 +73,8 @@ class ServedPool:
                 message = f"The {self._model} model is overloaded."
                 raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
             except TimeoutError as error:
+                if time.monotonic() < deadline:
+                    raise Unavailable(self._model) from error
                 raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
 
     async def ask(self, method: str, *, timeout_s: float = 5.0) -> Any:
@@ -70,21 +83,24 @@ class ServedPool:
             return await getattr(self._handle, method).remote()
 
     async def _attempt(self, hop: Hop, deadline: float) -> AsyncGenerator[Chunk]:
+        handle = self._handle.options(session_id=hop.conversation or hop.request)
         left = deadline - time.monotonic()
-        if hop.streaming:
-            chunks = self._stream.stream.remote(hop)
+        if hop.streaming or self._patience_s is not None:
+            chunks = handle.options(stream=True).stream.remote(hop)
+            patience = left if self._patience_s is None else min(left, self._patience_s)
             try:
                 while True:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                    async with asyncio.timeout(patience):
                         chunk = await anext(chunks, None)
                     if chunk is None:
                         return
                     yield chunk
+                    patience = deadline - time.monotonic()
             finally:
                 # Leaving the loop does not stop the replica; this does, and costs nothing once it is done.
                 chunks.cancel()
         else:
-            response = self._handle.write.remote(hop)
+            response = handle.write.remote(hop)
             try:
                 async with asyncio.timeout(left):
                     chunk = await response

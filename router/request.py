@@ -60,6 +60,7 @@ class Request:
     glimpses: whether entropies are wanted even where no gate needs them.
     timeout_s: seconds until the deadline; None: the profile's.
     tenant: whose prefix cache entries may be shared (`cache_salt`).
+    conversation: key of the replica that should hold its prefix; empty: derived from the leading messages.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Request:
     glimpses: bool = False
     timeout_s: float | None = None
     tenant: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +194,11 @@ class Refusal(Exception):
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(Refusal):
+    """A pool that can't answer now: no replica is up, or they keep failing."""
+
+    def __init__(self, model: Model) -> None:
+        message = f"The {model} model can't answer at present; try again."
+        super().__init__(message, status=503, code="no_capacity", retry_after_s=2.0)

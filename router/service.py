@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import itertools
 import time
 from array import array
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -31,6 +33,8 @@ class Defaults:
     max_steps: int
     step_tokens: int
     deadline_s: float
+    dispensable: frozenset[Model] = frozenset()
+    max_requests: int = 256
 
 
 class StepRouter:
@@ -47,6 +51,7 @@ class StepRouter:
         self._vocabularies, self._pools, self._defaults = vocabularies, pools, defaults
         small, large = vocabularies["small"], vocabularies["large"]
         self._bridge: Bridge = bridge(small, large)
+        self._active = 0
         self._one_prompt = small.same_prompts(large)
         self.pair = Pair(
             fingerprint=fingerprint,
@@ -71,14 +76,24 @@ class StepRouter:
 
     async def write(self, request: Request) -> AsyncGenerator[Event]:
         """See `router.request.Service`."""
-        page = self._begin(request)
+        if self._active >= self._defaults.max_requests:
+            raise Refusal("The server is busy; try again.", status=429, code="overloaded", retry_after_s=1.0)
+        self._active += 1
+        try:
+            async with aclosing(self._write(self._begin(request))) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._active -= 1
+
+    async def _write(self, page: Transcript) -> AsyncGenerator[Event]:
         reader = Reader(page, self._vocabularies)
         async with aclosing(write(page, self._pools)) as passages:
             async for passage in passages:
                 for event in reader.read(passage):
                     yield event
-                if reader.stopped and passage.end is None:
-                    # The stop string straddles two hops, which no engine could see.
+                if reader.stopped:
+                    # A stop string that straddles two hops is one that no engine could see.
                     page.finish("stop")
                     break
         for event in reader.rest():
@@ -93,7 +108,7 @@ class StepRouter:
             raise Refusal(message, param="glimpse.answer_by")
         policy, answer_by, max_large_share = self._policy(request)
         prompts = self._prompts(request)
-        tokens = self._tokens(request, longest=max(map(len, prompts.values())))
+        tokens = self._tokens(request, longest=max(map(len, prompts.values())), prompt="messages" if chat else "prompt")
         defaults = self._defaults
         task = Task(
             id=request.id,
@@ -115,6 +130,8 @@ class StepRouter:
             streaming=request.streaming,
             glimpses=request.glimpses,
             tenant=request.tenant,
+            conversation=request.conversation or _conversation(request),
+            dispensable=defaults.dispensable,
         )
         return Transcript(task, Prefix(prompts, self._bridge))
 
@@ -144,23 +161,24 @@ class StepRouter:
             return prompts
         if isinstance(request.prompt, str):
             return {model: array("i", self._vocabularies[model].encode_raw(request.prompt)) for model in used}
-        return self._given(array("i", request.prompt or ()), used)
+        return self._given(request.prompt or (), used)
 
-    def _given(self, ids: array[int], used: tuple[Model, ...]) -> dict[Model, array[int]]:
-        size = len(self._vocabularies[used[0]].visible)
-        if any(not 0 <= i < size for i in ids):
+    def _given(self, tokens: Sequence[int], used: tuple[Model, ...]) -> dict[Model, array[int]]:
+        size = len(self._vocabularies["small"].visible)
+        if any(not 0 <= i < size for i in tokens):
             raise Refusal(f"a token ID lies outside the vocabulary of {size}.", param="prompt")
-        return {model: ids if model == used[0] else self._bridge.carry(ids, model) for model in used}
+        ids = array("i", tokens)
+        return {model: ids if model == "small" else self._bridge.carry(ids, model) for model in used}
 
-    def _tokens(self, request: Request, *, longest: int) -> int:
+    def _tokens(self, request: Request, *, longest: int, prompt: str) -> int:
         context = self.pair.context_tokens
         if longest == 0:
-            raise Refusal("the prompt is empty.", param="prompt")
+            raise Refusal("the prompt is empty.", param=prompt)
         if longest >= context or longest + (request.max_tokens or 0) > context:
             asked = f" and {request.max_tokens} were asked for" if request.max_tokens else ""
             raise Refusal(
                 f"This model's context is {context} tokens; the prompt has {longest}{asked}.",
-                param="max_tokens" if request.max_tokens and longest < context else "messages",
+                param="max_tokens" if request.max_tokens and longest < context else prompt,
                 code="context_length_exceeded",
             )
         return request.max_tokens or min(self._defaults.max_tokens, context - longest)
@@ -172,38 +190,48 @@ class Reader:
     def __init__(self, page: Transcript, vocabularies: Mapping[Model, Vocabulary]) -> None:
         self._page, self._vocabularies = page, vocabularies
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._step_utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._step = array("i")
         self._index = 0
+        self._answering = page.task.plain
         self._content_begun = False
+        self._shown = self._told = 0
         self._held = ""
         self._stops = page.task.sampling.stop
         self.stopped = False
 
     def read(self, passage: Passage) -> list[Event]:
-        words, plain = self._vocabularies[passage.model], self._page.task.plain
-        events: list[Event] = []
-        thought = words.marks.close
-        seen = passage.thought if plain else array("i", (i for i in passage.thought if i != thought))
-        events += self._say("content" if plain else "reasoning", self._utf8.decode(words.bytes(seen)))
-        events += self._steps(passage, words)
-        if passage.answer:
-            # The thinking's last character can't be completed by the answer.
-            events += self._say("content", self._utf8.decode(words.bytes(passage.answer)))
+        words = self._vocabularies[passage.model]
+        # The thinking's last character can't be completed by the answer.
+        thought_over = not self._answering and (bool(passage.answer) or not self._page.thinking)
+        thought = self._utf8.decode(words.bytes(self._seen(passage.thought, words)), final=thought_over)
+        events = self._say(thought)
+        events += self._steps(passage, words, thought_over=thought_over)
+        self._answering |= thought_over
+        events += self._say(self._utf8.decode(words.bytes(passage.answer)))
         return events
 
     def rest(self) -> list[Event]:
         """What was held back in case a stop string or a character was still to be completed."""
-        voice: Voice = "content" if self._content_begun or self._page.task.plain else "reasoning"
-        tail, self._held = self._held, ""
-        text = "" if self.stopped else tail + self._utf8.decode(b"", final=True)
-        return [Text(voice, text)] if text else []
+        tail = self._utf8.decode(b"", final=True)
+        if not self._answering:
+            return self._say(tail)
+        text = "" if self.stopped else self._trimmed(self._unstopped(tail) + self._held)
+        return [Text("content", text)] if text else []
 
-    def _steps(self, passage: Passage, words: Vocabulary) -> list[Event]:
+    def _seen(self, ids: array[int], words: Vocabulary) -> array[int]:
+        return ids if self._page.task.plain else array("i", (i for i in ids if i != words.marks.close))
+
+    def _steps(self, passage: Passage, words: Vocabulary, *, thought_over: bool) -> list[Event]:
         self._step.extend(passage.thought)
         events: list[Event] = []
-        for step in passage.steps:
+        for n, step in enumerate(passage.steps, start=1):
             ids, self._step = self._step[: step.tokens], self._step[step.tokens :]
-            text = words.text(i for i in ids if self._page.task.plain or i != words.marks.close)
+            last = thought_over and n == len(passage.steps)
+            text = self._step_utf8.decode(words.bytes(self._seen(ids, words)), final=last)
+            if self.stopped:
+                text = text[: max(0, self._shown - self._told)]
+            self._told += len(text)
             events.append(
                 StepWritten(
                     index=self._index,
@@ -219,15 +247,21 @@ class Reader:
             self._index += 1
         return events
 
-    def _say(self, voice: Voice, text: str) -> list[Event]:
-        if voice == "content":
-            text = self._content(text)
+    def _say(self, text: str) -> list[Event]:
+        voice: Voice = "content" if self._answering else "reasoning"
+        if self._answering:
+            text = self._trimmed(self._unstopped(text))
+        self._shown += len(text)
         return [Text(voice, text)] if text else []
 
-    def _content(self, text: str) -> str:
+    def _trimmed(self, text: str) -> str:
         if not self._content_begun and not self._page.task.plain:
             text = text.lstrip("\n")
-        self._content_begun = self._content_begun or bool(text)
+        self._content_begun |= bool(text)
+        return text
+
+    def _unstopped(self, text: str) -> str:
+        """What of `held` and `text` can be shown; the rest might yet become a stop string."""
         if not self._stops:
             return text
         if self.stopped:
@@ -241,6 +275,14 @@ class Reader:
         cut = len(text) - keep
         text, self._held = text[:cut], text[cut:]
         return text
+
+
+def _conversation(request: Request) -> str:
+    """Turns of one chat begin alike, so they find the replica that holds their history."""
+    leading = list(itertools.takewhile(lambda m: m.get("role") != "assistant", request.messages or ()))
+    if not leading:
+        return request.id
+    return hashlib.blake2b(f"{request.tenant}/{leading}".encode(), digest_size=8).hexdigest()
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -265,4 +307,5 @@ def _finished(page: Transcript) -> Finished:
         resumed_hops=page.resumed_hops,
         pair=page.task.pair,
         large_share_spent=page.large_share_spent,
+        degraded=f"without {page.degraded}" if page.degraded else None,
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from router.budget import Budget
 from router.hop import Chunk, CutStep, End, Ending, Hop, unpack
-from router.policy import Policy, Turn
-from router.prefix import Prefix
+from router.policy import Alone, Policy, Turn
+from router.prefix import Prefix, other
 from router.request import FinishReason, Model, ModelUsage, Sampling
 
 
@@ -21,7 +21,8 @@ class Task:
 
     answer_by: who writes the answer. plain: the pair has no think tags, so all is one text. closing: IDs that end
     the thinking when the router does it, per vocabulary. carries_lengths: whether a step has as many tokens for
-    one model as for the other. deadline: on the monotonic clock, in seconds.
+    one model as for the other. deadline: on the monotonic clock, in
+    seconds. dispensable: models that the other one may stand in for when they can't answer.
     """
 
     id: str
@@ -35,9 +36,11 @@ class Task:
     plain: bool = False
     closing: Mapping[Model, Sequence[int]] = field(default_factory=dict)
     carries_lengths: bool = True
+    dispensable: frozenset[Model] = frozenset()
     streaming: bool = False
     glimpses: bool = False
     tenant: str = ""
+    conversation: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,6 +70,9 @@ class Transcript:
         self.reasoning_tokens = self.discarded_tokens = 0
         self.hops = self.resumed_hops = self.escalations = self.steps = 0
         self.large_share_spent = False
+        self.policy = task.policy
+        self.degraded: Model | None = None
+        self._open_tokens = 0
         self._glimpse: float | None = None
         self._last_step: tuple[Model, int] = ("small", 0)
         self._hop_prefix_tokens = 0
@@ -83,8 +89,14 @@ class Transcript:
         large = self.usage.get("large", ModelUsage()).completion_tokens
         return large / self.committed_tokens if large else 0.0
 
-    def think(self, turn: Turn) -> Hop:
-        """The hop for a turn of thinking."""
+    def next(self) -> tuple[Model, Hop]:
+        """Who writes on, and from where: a turn of the thinking, or the answer."""
+        if not self.thinking:
+            return self.answer_by, replace(self._hop(self.answer_by), thinking=False)
+        turn = self.policy.turn(self.last, self.large_share)
+        return turn.model, self._think(turn)
+
+    def _think(self, turn: Turn) -> Hop:
         task, budget = self.task, self.task.budget
         escalated = turn.model == "large" and self.last is Ending.GLIMPSE
         self.escalations += escalated
@@ -97,15 +109,14 @@ class Transcript:
             max_steps=min(turn.steps, budget.steps - self.steps),
             thinking_tokens=(budget.tokens if task.plain else budget.thinking) - self.reasoning_tokens,
             answers=self._may_go_on(turn.model),
+            open_tokens=self._open_tokens if task.carries_lengths or writer == turn.model else 0,
             last_step_tokens=tokens if task.carries_lengths or writer == turn.model else 0,
         )
 
-    def answer(self) -> Hop:
-        """The hop for the answer."""
-        return replace(self._hop(self.answer_by), thinking=False)
-
     @property
     def answer_by(self) -> Model:
+        if self.degraded:
+            return other(self.degraded)
         share_spent = self.large_share >= self.task.max_large_share < 1.0
         return "small" if share_spent else self.task.answer_by
 
@@ -116,6 +127,7 @@ class Transcript:
         self._count(model, len(thought) + len(answer), chunk.cached_tokens)
         self.reasoning_tokens += len(thought)
         self.steps += len(chunk.steps)
+        self._open_tokens += len(thought) - sum(step.tokens for step in chunk.steps)
         steps = chunk.steps
         if steps:
             self._last_step = (model, steps[-1].tokens)
@@ -125,6 +137,14 @@ class Transcript:
         if chunk.end is not None:
             self._hop_over(chunk.end, answering=chunk.answering)
         return Passage(model, thought, answer, steps, self._hop_prefix_tokens, chunk.cached_tokens, chunk.end)
+
+    def go_on_without(self, model: Model) -> bool:
+        """Let the other model write the rest, if the profile says so."""
+        if self.degraded or model not in self.task.dispensable:
+            return False
+        self.degraded = model
+        self.policy = Alone(other(model))
+        return True
 
     def finish(self, reason: FinishReason) -> None:
         self.thinking, self.finish_reason = False, reason
@@ -146,6 +166,7 @@ class Transcript:
             timeout_s=task.deadline - time.monotonic(),
             request=task.id,
             tenant=task.tenant,
+            conversation=task.conversation,
             trace=task.trace,
         )
 

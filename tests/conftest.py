@@ -1,5 +1,22 @@
 import sys
 from pathlib import Path
 
+import pytest
+from hypothesis import settings
+
 # Helpers that several test modules of a folder share stand beside them.
 sys.path.insert(0, str(Path(__file__).parent / "router"))
+sys.path.insert(0, str(Path(__file__).parent / "e2e"))
+
+
+# Machines that run tests may be slow; a slow example is not a failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: kills what others need, so it runs after them")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)

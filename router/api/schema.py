@@ -320,6 +320,7 @@ def _request(
         streaming=bool(body.stream),
         glimpses=body.includes_steps,
         timeout_s=body.timeout,
+        conversation=body.prompt_cache_key or "",
     )
 
 

@@ -1,4 +1,5 @@
 from array import array
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -7,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import BLANK, CLOSE, END, MARKS, MortalPool, ToyModel, ToyPool, prefix, task
 
-from router.hop import Ending, Hop
+from router.hop import Chunk, Ending, Hop
 from router.loop import write
 from router.policy import Alone, EntropyGate, RandomShare
-from router.request import Sampling
+from router.request import Sampling, Unavailable
 from router.transcript import Passage, Task, Transcript
 
 
@@ -221,3 +222,35 @@ async def test_random_routing_holds_its_share(share: float) -> None:
 
 def test_marks_of_the_toy_language() -> None:
     assert MARKS.breaks == (3, 4)
+
+
+class AbsentPool(ToyPool):
+    """Answers `hops` hops, then never again."""
+
+    def __init__(self, model: ToyModel, after_hops: int) -> None:
+        super().__init__(model, chunk=2)
+        self.after_hops = after_hops
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        if len(self.hops) >= self.after_hops:
+            raise Unavailable("large")
+        async for chunk in super().write(hop):
+            yield chunk
+
+
+@pytest.mark.parametrize("after_hops", [0, 1])
+async def test_the_small_model_stands_in_for_an_absent_large_one(after_hops: int) -> None:
+    served = pools("absent") | {"large": AbsentPool(ToyModel("largeabsent"), after_hops)}
+    for pool in served.values():
+        pool.model.close_rate = 0.0
+    page, passages = await run(task(EntropyGate(0.5), dispensable=frozenset({"large"})), served)
+    assert page.degraded == "large"
+    assert page.finish_reason is not None
+    assert page.committed_tokens == len(tokens(passages))
+    assert passages[-1].model == "small"
+
+
+async def test_without_leave_an_absent_model_ends_the_request() -> None:
+    served = pools("absent") | {"large": AbsentPool(ToyModel("largeabsent"), 0)}
+    with pytest.raises(Unavailable):
+        await run(task(EntropyGate(0.5)), served)
