@@ -1,0 +1,87 @@
+"""Starting a real system, and looking into it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 300
+
+
+@dataclass
+class System:
+    """A running system. `ray` is the address of its Ray cluster, `starter` the process that the user started."""
+
+    url: str
+    ray: str
+    starter: subprocess.Popen[str] | None
+
+    def handle(self, model: str) -> Any:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            ray.init(address=self.ray, namespace="serve", log_to_driver=False, logging_level="ERROR")
+        return serve.get_deployment_handle(model, "glimpse")
+
+    async def account(self, model: str) -> dict[str, Any]:
+        """The engine's own counts (one replica a pool)."""
+        return await self.handle(model).account.remote()
+
+    async def generated(self) -> dict[str, int]:
+        return {model: (await self.account(model))["generated_tokens"] for model in ("small", "large")}
+
+    def stop(self, sent: signal.Signals = signal.SIGINT) -> None:
+        assert self.starter is not None
+        self.starter.send_signal(sent)
+        self.starter.wait(60)
+
+
+def start(profile: str = "deployments/profiles/pocket.yaml") -> System:
+    """What `make run` does after it has installed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "deployments.cli", "run", profile, "--port", str(port)]
+    starter = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert starter.stdout is not None
+        for line in starter.stdout:
+            lines.append(line)
+            if line.startswith("Serving on "):
+                ready.set()
+        ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    ready.wait(START_S)
+    told = "".join(lines)
+    address = re.search(r"Ray is up at (\S+)", told)
+    if "Serving on " not in told or address is None:
+        starter.kill()
+        pytest.fail(f"the system did not start:\n{told}")
+    return System(f"http://127.0.0.1:{port}", address[1], starter)
+
+
+async def settled(system: System, *, within_s: float) -> dict[str, int]:
+    """Requests still running in each engine once none is, or after `within_s` seconds."""
+    until = time.monotonic() + within_s
+    while True:
+        running = {model: (await system.account(model))["running_requests"] for model in ("small", "large")}
+        if not any(running.values()) or time.monotonic() > until:
+            return running
+        await asyncio.sleep(0.05)

@@ -1,0 +1,80 @@
+"""What is left when something is killed: nothing. These tests kill, so they run after the others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+import ray
+from asking import ask, problems, said
+from system import System, start
+
+pytestmark = pytest.mark.last
+
+
+def gone(pids: list[int], *, within_s: float) -> list[int]:
+    """Those of `pids` that still run after `within_s` seconds."""
+    until = time.monotonic() + within_s
+    while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def back(system: System, model: str, old_pid: int) -> None:
+    for _ in range(240):
+        try:
+            if (await asyncio.wait_for(system.account(model), 5))["pid"] != old_pid:
+                return
+        except Exception:
+            pass
+        await asyncio.sleep(0.5)
+    pytest.fail(f"the {model} replica did not come back")
+
+
+@pytest.mark.parametrize(("model", "victim"), [("small", "engine core"), ("large", "replica")])
+async def test_a_request_survives_its_engine(
+    system: System, client: httpx.AsyncClient, model: str, victim: str
+) -> None:
+    """Design rule 9, and no orphan."""
+    question = problems(1, seed=31)[0].question
+    undisturbed = said(await ask(client, question))
+    account = await system.account(model)
+    replica, cores = account["pid"], account["engine_pids"]
+    asked = asyncio.create_task(ask(client, question))
+    await asyncio.sleep(0.05)
+    os.kill(cores[0] if victim == "engine core" else replica, signal.SIGKILL)
+    assert gone([replica, *cores], within_s=5) == []
+    assert said(await asked) == undisturbed
+    await back(system, model, replica)
+    assert said(await ask(client, question)) == undisturbed
+
+
+def test_nothing_outlives_a_killed_starter(system: System) -> None:
+    ray.shutdown()
+    leaves_nothing(system, signal.SIGKILL)
+
+
+def test_nothing_outlives_a_starter_that_is_asked_to_stop() -> None:
+    leaves_nothing(start(), signal.SIGINT)
+
+
+def leaves_nothing(running: System, sent: signal.Signals) -> None:
+    assert running.starter is not None
+    ours = [process.pid for process in psutil.Process(running.starter.pid).children(recursive=True)]
+    assert len(ours) > 6
+    running.stop(sent)
+    assert gone(ours, within_s=20) == []
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert [c for c in commands if c.startswith(("ray::", "VLLM::")) or "raylet" in c or "gcs_server" in c] == []

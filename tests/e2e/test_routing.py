@@ -1,0 +1,165 @@
+"""The routed system on the embedded pair: same text, few hops, an account that agrees with the engines'."""
+
+from __future__ import annotations
+
+from array import array
+
+import httpx
+import pytest
+from asking import STEPS, ask, ask_all, problems, said
+from system import System
+
+from router.hop import Chunk, Hop, StrangePair
+from router.request import Sampling
+
+PROBLEMS = 200
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    return [problem.question for problem in problems(PROBLEMS)]
+
+
+@pytest.fixture(scope="module")
+async def small_alone(system: System, questions: list[str]) -> list[tuple[str, str, int, str]]:
+    async with httpx.AsyncClient(base_url=system.url, timeout=120) as client:
+        return [said(reply) for reply in await ask_all(client, questions, "small")]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 16])
+async def test_always_small_is_small_alone(
+    client: httpx.AsyncClient, questions: list[str], small_alone: list[tuple[str, str, int, str]], at_a_time: int
+) -> None:
+    """Design rule 8, through the whole served stack."""
+    glimpse = {"threshold": 3.0, "answer_by": "small"}
+    routed = await ask_all(client, questions, at_a_time=at_a_time, glimpse=glimpse)
+    assert [said(reply) for reply in routed] == small_alone
+
+
+async def test_gating_changes_no_token_that_it_lets_pass(
+    client: httpx.AsyncClient, questions: list[str], small_alone: list[tuple[str, str, int, str]]
+) -> None:
+    """A gate just below the most that an entropy can be looks at every step and lets nearly all of them pass."""
+    glimpse = {"threshold": 2.99, "answer_by": "small", **STEPS}
+    routed = await ask_all(client, questions[:60], at_a_time=8, glimpse=glimpse)
+    passed = [i for i, reply in enumerate(routed) if reply["glimpse"]["escalations"] == 0]
+    assert len(passed) > 10
+    assert [said(routed[i]) for i in passed] == [small_alone[i] for i in passed]
+
+
+async def test_a_run_of_easy_steps_is_one_hop(client: httpx.AsyncClient, system: System, questions: list[str]) -> None:
+    escalated = 0
+    for question in questions[:100]:
+        before = (await system.account("small"))["hops"], (await system.account("large"))["hops"]
+        reply = await ask(client, question, glimpse=STEPS)
+        small = (await system.account("small"))["hops"] - before[0]
+        large = (await system.account("large"))["hops"] - before[1]
+        escalations = reply["glimpse"]["escalations"]
+        assert small <= escalations + 1
+        assert small + large == reply["glimpse"]["hops"]
+        escalated += escalations
+    assert escalated > 50
+
+
+async def test_steps_say_who_wrote_them_and_why(client: httpx.AsyncClient, questions: list[str]) -> None:
+    replies = await ask_all(client, questions[:40], at_a_time=4, glimpse=STEPS)
+    for reply in replies:
+        steps = reply["glimpse"]["steps"]
+        assert "".join(step["text"] for step in steps) == reply["choices"][0]["message"]["reasoning_content"]
+        assert [step["index"] for step in steps] == list(range(len(steps)))
+        assert sum(s["tokens"] for s in steps) == reply["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        for step in steps:
+            assert (step["entropy"] > reply["glimpse"]["threshold"]) == (step["model"] == "large")
+        by_model = reply["usage"]["by_model"]
+        share = by_model["large"]["completion_tokens"] / reply["usage"]["completion_tokens"]
+        assert reply["glimpse"]["large_token_share"] == pytest.approx(share)
+    assert {step["model"] for reply in replies for step in reply["glimpse"]["steps"]} == {"small", "large"}
+
+
+@pytest.mark.parametrize(("model", "at_a_time"), [("glimpse", 1), ("glimpse", 8), ("small", 8), ("large", 4)])
+async def test_usage_is_what_the_engines_counted(
+    client: httpx.AsyncClient, system: System, questions: list[str], model: str, at_a_time: int
+) -> None:
+    """Design rule 12: the engines' own totals are what was committed and what was thrown away."""
+    before = await system.generated()
+    replies = await ask_all(client, questions[:32], model, at_a_time=at_a_time, glimpse=STEPS)
+    after = await system.generated()
+    committed = sum(reply["usage"]["completion_tokens"] for reply in replies)
+    discarded = sum(reply["glimpse"]["discarded_tokens"] for reply in replies)
+    assert sum(after.values()) - sum(before.values()) == committed + discarded
+    for reply in replies:
+        usage = reply["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        assert sum(m["completion_tokens"] for m in usage["by_model"].values()) == usage["completion_tokens"]
+
+
+async def test_a_sampled_request_is_the_same_for_the_same_seed(client: httpx.AsyncClient) -> None:
+    question = problems(1, seed=5)[0].question
+    drawn = {"temperature": 1.0, "max_tokens": 120}
+    first, again = [await ask(client, question, seed=11, **drawn) for _ in range(2)]
+    other = await ask(client, question, seed=12, **drawn)
+    assert said(first) == said(again)
+    assert said(first) != said(other)
+
+
+async def test_the_share_of_the_large_model_is_bounded(client: httpx.AsyncClient, questions: list[str]) -> None:
+    spent = 0
+    replies = await ask_all(
+        client, questions[:30], at_a_time=4, glimpse={"threshold": 0.0, "max_large_share": 0.2, **STEPS}
+    )
+    for reply in replies:
+        longest = max(step["tokens"] for step in reply["glimpse"]["steps"] if step["model"] == "large")
+        tokens = reply["usage"]["completion_tokens"]
+        assert reply["glimpse"]["large_token_share"] * tokens <= 0.2 * tokens + max(longest, 12)
+        spent += reply["glimpse"].get("large_share_spent", False)
+    assert spent > 0
+
+
+async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
+    """Design rule 1."""
+    hop = Hop(
+        pair="0123456789abcdef",
+        prefix=array("i", [5, 6, 7]).tobytes(),
+        sampling=Sampling(temperature=0.0),
+        thinking_tokens=4,
+        tokens=4,
+    )
+    with pytest.raises(StrangePair, match="0123456789abcdef"):
+        await system.handle("small").write.remote(hop)
+
+
+async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system: System) -> None:
+    """Design rule 8: the hops of a routed request, asked again, give the same tokens."""
+    from router.service import Defaults, StepRouter
+    from router.vocabulary import Vocabulary
+
+    card = (await client.get("/v1/models/glimpse")).json()["glimpse"]
+    vocabulary = Vocabulary.load("deployments/pocket/models/small")
+    hops: list[tuple[str, Hop, Chunk]] = []
+
+    class Recording:
+        def __init__(self, model: str) -> None:
+            self.model = model
+
+        async def write(self, hop: Hop):  # type: ignore[no-untyped-def]
+            chunk = await system.handle(self.model).write.remote(hop)
+            hops.append((self.model, hop, chunk))
+            yield chunk
+
+    router = StepRouter(
+        card["pair"],
+        {"small": vocabulary, "large": Vocabulary.load("deployments/pocket/models/large")},
+        {"small": Recording("small"), "large": Recording("large")},  # type: ignore[dict-item]
+        4096,
+        Defaults(1.0, "large", 1.0, 1024, 256, 256, 512, 600.0),
+    )
+    from router.request import Request
+
+    for n, problem in enumerate(problems(10, seed=9)):
+        request = Request(id=f"replay-{n}", messages=problem.messages, sampling=Sampling(temperature=0.0))
+        async for _ in router.write(request):
+            pass
+    assert len(hops) > 20
+    for model, hop, chunk in hops:
+        again = await system.handle(model).write.remote(hop)
+        assert (again.thought, again.answer) == (chunk.thought, chunk.answer)
