@@ -19,6 +19,7 @@ from router.api.disconnect import until_gone
 from router.api.openapi import Api, answers, takes
 from router.api.request_id import RequestId
 from router.api.stream import Chunks, EventStream, TextChunks
+from router.page import routes as page
 from router.request import MODELS, Refusal, Service
 
 B = TypeVar("B", schema.ChatCompletion, schema.Completion)
@@ -120,6 +121,7 @@ def build(
         missing = await service().ready()
         return PlainTextResponse("ready\n") if missing is None else PlainTextResponse(f"{missing}\n", 503)
 
+    page.mount(api)
     return api
 
 
