@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -263,7 +264,7 @@ def wait_until_running(console: Console) -> None:
             for deployment, overview in application.deployments.items():
                 state = "ready" if overview.status == "HEALTHY" else "starting"
                 if overview.message and state != "ready":
-                    state = f"starting: {root_cause(overview.message)}"
+                    state = f"starting: {shorten(root_cause(overview.message), 180, placeholder=' ...')}"
                 if told.get(deployment) != state:
                     console.say(f"{deployment} {state}")
                     told[deployment] = state
@@ -359,7 +360,8 @@ def stay(console: Console, ours: tuple[int, ...]) -> NoReturn:
         for name, application in serve.status().applications.items():
             status = str(application.status.value)
             if status != known.get(name, "RUNNING"):
-                console.say(f"{name} is {status.lower()}: {root_cause(application.message)}")
+                reason = "" if status == "RUNNING" else f": {root_cause(application.message)}"
+                console.say(f"{name} is {status.lower()}{reason}")
             known[name] = status
         time.sleep(2)
 
@@ -371,8 +373,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+stopping = threading.Event()
+"""Set with every `Stop`: Ray's compiled code may turn an exception raised inside it into another."""
+
+
 def listen_for_stop() -> None:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        stopping.set()
         raise Stop
 
     signal.signal(STOP, stop)
@@ -411,9 +418,12 @@ def main() -> NoReturn:
     except StartError as error:
         complain(f"{error}", logs)
     except Exception as error:
-        if plan.verbose:
-            traceback.print_exc()
-        complain(root_cause(f"{type(error).__name__}: {error}"), logs)
+        if stopping.is_set():
+            status = 0
+        else:
+            if plan.verbose:
+                traceback.print_exc()
+            complain(root_cause(f"{type(error).__name__}: {error}"), logs)
     finally:
         for signum in (STOP, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)

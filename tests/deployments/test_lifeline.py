@@ -38,9 +38,10 @@ ORPHANS = """
 import os, subprocess, sys, time
 from deployments import lifeline
 lifeline.adopt_orphans()
-quick = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleep!r}], start_new_session=True, stdout=-3).pid)"
+quick = "from subprocess import *; print(Popen([{python!r}, '-c', {sleep!r}], start_new_session=1, stdout=DEVNULL).pid)"
 sleep = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-print(subprocess.check_output([sys.executable, "-c", quick.format(sleep=sleep)], text=True).strip(), flush=True)
+quick = quick.format(python=sys.executable, sleep=sleep)
+print(subprocess.check_output([sys.executable, "-c", quick], text=True).strip(), flush=True)
 print(lifeline.end_descendants(), flush=True)
 """
 
