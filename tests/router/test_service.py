@@ -1,0 +1,337 @@
+"""What a client reads, over scripted models: both pools recite one text, token by token."""
+
+import time
+from array import array
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.hop import Chunk, End, Hop, Run, unpack
+from router.request import Finished, Refusal, Request, Routing, Sampling, StepWritten, Text
+from router.service import Defaults, StepRouter
+from router.steps import Marks
+
+END, OPEN, CLOSE = range(3)
+FIRST_BYTE = 3
+SPECIAL = {"<end>": END, "<think>": OPEN, "</think>": CLOSE}
+PROMPT = 2
+
+
+class Bytes:
+    """A vocabulary of the 256 bytes and three special tokens."""
+
+    name = "bytes"
+    visible = (b"", b"", b"", *(bytes([b]) for b in range(256)))
+
+    def __init__(self, *, thinks: bool = True) -> None:
+        self.thinks = thinks
+        self.ids = SPECIAL | {f"<0x{b:02X}>": FIRST_BYTE + b for b in range(256)}
+        self.roles = SPECIAL_ROLES if thinks else {"end": END}
+        self.marks = Marks.of(self.visible, close=CLOSE if thinks else None, ends=[END])
+        self.closing = [CLOSE, *self.encode("\n\n")] if thinks else []
+
+    def same_prompts(self, other: "Bytes") -> bool:
+        return True
+
+    def encode(self, text: str) -> list[int]:
+        return [FIRST_BYTE + b for b in text.encode()]
+
+    encode_raw = encode
+
+    def bytes(self, ids: array) -> bytes:
+        return b"".join(self.visible[i] for i in ids)
+
+    def text(self, ids: array) -> str:
+        return self.bytes(ids).decode(errors="replace")
+
+    def render(self, messages: object) -> array:
+        return array("i", [FIRST_BYTE, OPEN])
+
+
+SPECIAL_ROLES = {"end": END, "open": OPEN, "close": CLOSE}
+
+
+def tokens(text: str) -> list[int]:
+    """`</think>` and `<end>` in it are the tokens; all else is bytes."""
+    ids = array("i")
+    while text:
+        special = next((token for token in SPECIAL if text.startswith(token)), None)
+        ids.extend([SPECIAL[special]] if special else [FIRST_BYTE + b for b in text[0].encode()])
+        text = text[len(special or " ") :]
+    return list(ids)
+
+
+class Reciter:
+    """A pool that recites `script`; the steps whose number is in `hard` begin with a high entropy."""
+
+    def __init__(self, script: list[int], chunk: int, hard: frozenset[int] = frozenset()) -> None:
+        self.script, self.chunk, self.hard = script, chunk, hard
+        self.hops: list[Hop] = []
+        self.closed = 0
+
+    async def ask(self, method: str) -> dict:
+        return {"pair": "p"}
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        self.hops.append(hop)
+        run = Run(hop, MARKS, time.monotonic())
+        at = hop.prefix_tokens - PROMPT
+        begun = bytes_of(unpack(hop.prefix)[PROMPT:]).count(b"\n\n")
+        try:
+            while run.ending is None:
+                step = begun + bytes_of(run.written).count(b"\n\n")
+                token = self.script[at] if at < len(self.script) else END
+                run.take(token, 2.0 if step in self.hard else 0.0, 0.0)
+                at += 1
+                if run.ending is None and len(run.written) % self.chunk == 0:
+                    yield run.drain(cached_tokens=0)
+            yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse))
+        finally:
+            self.closed += 1
+
+
+MARKS = Bytes().marks
+bytes_of = Bytes().bytes
+DEFAULTS = Defaults(
+    threshold=1.0,
+    answer_by="large",
+    max_large_share=1.0,
+    max_tokens=400,
+    answer_reserve=100,
+    max_steps=64,
+    step_tokens=200,
+    deadline_s=60.0,
+)
+
+
+def router(
+    text: str | list[int],
+    *,
+    chunk: int = 3,
+    hard: frozenset[int] = frozenset(),
+    thinks: bool = True,
+    context: int = 1000,
+) -> tuple[StepRouter, dict[str, Reciter]]:
+    script = tokens(text) if isinstance(text, str) else text
+    pools = {model: Reciter(script, chunk, hard if model == "small" else frozenset()) for model in ("small", "large")}
+    vocabularies = {"small": Bytes(thinks=thinks), "large": Bytes(thinks=thinks)}
+    return StepRouter("p", vocabularies, pools, context, DEFAULTS), pools
+
+
+def chat(*stop: str, **fields: object) -> Request:
+    request = Request(id="r", messages=[{"role": "user", "content": "?"}], sampling=Sampling(stop=stop), streaming=True)
+    return replace(request, **fields)
+
+
+async def events(service: StepRouter, request: Request) -> list:
+    return [event async for event in service.write(request)]
+
+
+def voice(events: list, name: str) -> str:
+    return "".join(e.text for e in events if isinstance(e, Text) and e.voice == name)
+
+
+chunks = pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+
+
+@chunks
+async def test_reasoning_and_answer_are_apart_and_tags_are_never_shown(chunk: int) -> None:
+    service, _ = router("One.\n\nTwo.\n\n</think>\n\nIt is 42.\n<end>", chunk=chunk, hard=frozenset({1}))
+    told = await events(service, chat())
+    assert voice(told, "reasoning") == "One.\n\nTwo.\n\n"
+    assert voice(told, "content") == "It is 42.\n"
+    voices = [e.voice for e in told if isinstance(e, Text)]
+    assert voices == sorted(voices, reverse=True), "all of the reasoning comes first"
+    steps = [e for e in told if isinstance(e, StepWritten)]
+    assert [s.index for s in steps] == list(range(len(steps)))
+    assert [(s.model, s.text) for s in steps][:2] == [("small", "One.\n\n"), ("large", "Two.\n\n")]
+    assert isinstance(told[-1], Finished)
+    assert told[-1].finish_reason == "stop"
+    assert told[-1].escalations == 1
+
+
+@chunks
+async def test_only_the_answers_leading_newlines_are_trimmed(chunk: int) -> None:
+    service, _ = router("\n\nHm.\n\n</think>\n\n\n a\n\n\n\nb<end>", chunk=chunk)
+    told = await events(service, chat())
+    assert voice(told, "reasoning") == "\n\nHm.\n\n"
+    assert voice(told, "content") == " a\n\n\n\nb"
+
+
+@chunks
+async def test_a_text_without_thinking_is_content_from_its_first_newline(chunk: int) -> None:
+    service, _ = router("\n\nOne.\n\nTwo.<end>", chunk=chunk, thinks=False)
+    told = await events(service, chat())
+    assert voice(told, "content") == "\n\nOne.\n\nTwo."
+    assert voice(told, "reasoning") == ""
+
+
+thoughts = st.lists(st.text("a🙂é\n.", max_size=8), max_size=6).map(".\n\n".join)
+
+
+@given(
+    thought=thoughts,
+    answer=st.text("b🙂\n", max_size=12),
+    chunk=st.integers(1, 9),
+    hard=st.frozensets(st.integers(0, 5)),
+)
+@settings(max_examples=60, deadline=None)
+async def test_no_character_is_ever_halved(thought: str, answer: str, chunk: int, hard: frozenset[int]) -> None:
+    service, _ = router(thought + "</think>" + answer + "<end>", chunk=chunk, hard=hard)
+    told = await events(service, chat())
+    if told[-1].finish_reason == "stop" and "</think>" not in thought and not _circles(thought):
+        assert voice(told, "reasoning") == thought
+        assert voice(told, "content") == answer.lstrip("\n")
+    assert "\ufffd" not in voice(told, "reasoning") + voice(told, "content")
+    assert "".join(e.text for e in told if isinstance(e, StepWritten)) == voice(told, "reasoning")
+
+
+def _circles(thought: str) -> bool:
+    steps = thought.split("\n\n")
+    return any(len(s.encode()) >= 6 for s in steps) and len(set(steps)) < len(steps)
+
+
+async def test_a_character_that_straddles_two_steps_belongs_to_the_second() -> None:
+    """A step that is too long is cut wherever it is, by another model's turn too."""
+    service, _ = router("a" * 198 + "🙂b.\n\n</think>c<end>", hard=frozenset({0}))
+    told = await events(service, chat())
+    steps = [e.text for e in told if isinstance(e, StepWritten)]
+    assert voice(told, "reasoning") == "".join(steps) == "a" * 198 + "🙂b.\n\n"
+    assert steps[1].startswith("🙂")
+
+
+async def test_half_a_character_at_the_end_of_the_thinking_stays_there() -> None:
+    half = tokens("Hm 🙂")[:-2]
+    service, _ = router([*half, CLOSE, *tokens("ok<end>")])
+    told = await events(service, chat())
+    assert voice(told, "reasoning") == "Hm \ufffd"
+    assert voice(told, "content") == "ok"
+    assert "".join(e.text for e in told if isinstance(e, StepWritten)) == "Hm \ufffd"
+
+
+async def test_half_a_character_at_the_very_end_is_the_answers() -> None:
+    service, _ = router([*tokens("Hm.</think>"), *tokens("🙂")[:2], END])
+    told = await events(service, chat())
+    assert voice(told, "reasoning") == "Hm."
+    assert voice(told, "content") == "\ufffd"
+
+
+@chunks
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        (("STOP",), "a b "),
+        (("STOP", "b"), "a "),
+        (("b STOQ", "OP"), "a b ST"),
+        (("STSTOP",), "a b STOP c ST"),
+        (("ST.",), "a b STOP c ST"),
+        (("\n\na b",), ""),
+        (("a b STOP c ST",), ""),
+    ],
+)
+async def test_stop_strings_cut_the_answer(chunk: int, stop: tuple[str, ...], shown: str) -> None:
+    service, pools = router("a STOP b.\n\n</think>\n\na b STOP c ST<end>", chunk=chunk)
+    told = await events(service, chat(*stop))
+    assert voice(told, "reasoning") == "a STOP b.\n\n", "they never cut the reasoning"
+    assert voice(told, "content") == shown
+    assert told[-1].finish_reason == "stop"
+    assert all(pool.closed == len(pool.hops) for pool in pools.values())
+
+
+@chunks
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_stop_string_across_two_hops_ends_a_plain_text(chunk: int, streaming: bool) -> None:
+    service, pools = router(
+        "One.\n\nTwo.\n\nThree.<end>", chunk=chunk if streaming else 1000, hard=frozenset({1}), thinks=False
+    )
+    told = await events(service, chat(".\n\nTw", streaming=streaming))
+    assert voice(told, "content") == "One"
+    assert told[-1].finish_reason == "stop"
+    assert "o." not in "".join(e.text for e in told if isinstance(e, StepWritten)), "steps don't give the rest away"
+    assert len(pools["small"].hops) == 1, "nobody goes on after the stop"
+
+
+async def test_what_no_stop_string_completes_is_released() -> None:
+    service, _ = router("Hm.\n\n</think>wait for ST<end>", chunk=1)
+    assert voice(await events(service, chat("STOP")), "content") == "wait for ST"
+
+
+@pytest.mark.parametrize("fields", [{"messages": None, "prompt": "x" * 60}, {}])
+@pytest.mark.parametrize(
+    ("context", "asked", "param"), [(60, 59, "max_tokens"), (60, 61, "max_tokens"), (2, None, None)]
+)
+async def test_what_does_not_fit_the_context_is_refused(
+    fields: dict, context: int, asked: int | None, param: str | None
+) -> None:
+    own = "prompt" if fields else "messages"
+    service, pools = router("", context=context)
+    with pytest.raises(Refusal) as refused:
+        await events(service, chat(max_tokens=asked, **fields))
+    assert refused.value.status == 400
+    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == (own if fields or param is None else param)
+    assert not pools["small"].hops
+
+
+async def test_a_request_may_fill_the_context() -> None:
+    service, _ = router("a" * 900, context=60)
+    told = await events(service, chat(max_tokens=58))
+    assert told[-1].finish_reason == "length"
+    assert told[-1].completion_tokens == 58
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": None, "prompt": ()}, "prompt"),
+        ({"messages": None, "prompt": ""}, "prompt"),
+        ({"messages": None, "prompt": (3, 259)}, "prompt"),
+        ({"messages": None, "prompt": (3, 2**31)}, "prompt"),
+        ({"messages": None, "prompt": (-1,)}, "prompt"),
+        ({"messages": None, "prompt": (3,), "routing": Routing(answer_by="small")}, "glimpse.answer_by"),
+    ],
+)
+async def test_bad_prompts_are_refused(fields: dict, param: str) -> None:
+    service, _ = router("")
+    with pytest.raises(Refusal) as refused:
+        await events(service, chat(**fields))
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+async def test_a_pair_without_thinking_has_no_answer_to_give_away() -> None:
+    service, _ = router("", thinks=False)
+    with pytest.raises(Refusal) as refused:
+        await events(service, chat(routing=Routing(answer_by="small")))
+    assert refused.value.param == "glimpse.answer_by"
+
+
+async def test_a_prompt_of_ids_is_in_the_small_models_words() -> None:
+    service, pools = router("</think><end>")
+    large = service._vocabularies["large"]
+    large.ids = {token: i + 1 for token, i in large.ids.items()}
+    swapped = StepRouter("p", service._vocabularies, pools, 1000, DEFAULTS)
+    large.encode = lambda text: [FIRST_BYTE + 1 + b for b in text.encode()]
+    await events(swapped, chat(messages=None, prompt=tuple(tokens("hi")), routing=Routing(mode="large")))
+    assert list(unpack(pools["large"].hops[0].prefix)) == [i + 1 for i in tokens("hi")]
+
+
+async def test_leaving_frees_the_engine() -> None:
+    service, pools = router("One.\n\nTwo.\n\n</think>c<end>", chunk=1)
+    written = service.write(chat())
+    await anext(written)
+    await written.aclose()
+    assert pools["small"].closed == 1
+
+
+async def test_a_pool_of_another_pair_is_not_ready() -> None:
+    service, pools = router("")
+    assert await service.ready() is None
+
+    async def another(method: str) -> dict:
+        return {"pair": "q"}
+
+    pools["large"].ask = another
+    assert "large" in await service.ready()
