@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SamplingDefaults(Settings):
@@ -67,7 +67,7 @@ class PoolConfig(Settings):
         for candidate in (Path(self.model).expanduser(), ROOT / self.model):
             if candidate.is_dir():
                 return str(candidate.resolve())
-        if self.model.startswith(("/", "~", ".")):
+        if self.model.startswith(("/", "~", ".")) or self.model.count("/") > 1:
             raise ConfigError(f"model: there is no folder {Path(self.model).expanduser()}")
         return self.model
 
@@ -140,12 +140,18 @@ class AppConfig(Settings):
     def read(cls, args: dict[str, Any]) -> AppConfig:
         """Raises `ConfigError`."""
         try:
-            return cls.model_validate(args)
+            config = cls.model_validate(args)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "args"
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             raise ConfigError(f"{where}: {first['msg']}{more}") from None
+        for name, pool in (("small", config.small), ("large", config.large)):
+            try:
+                _ = pool.path
+            except ConfigError as error:
+                raise ConfigError(f"{name}.{error}") from None
+        return config
 
     @property
     def fingerprint(self) -> str:

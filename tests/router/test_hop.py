@@ -1,0 +1,132 @@
+from array import array
+
+import pytest
+from toy import BLANK, CLOSE, END, MARKS, STOP
+
+from router.hop import Chunk, CutStep, Ending, Hop, Run, unpack
+from router.request import Sampling
+
+A, B = 10, 11
+
+
+def hop(*prefix: int, **fields: object) -> Hop:
+    defaults: dict = {"step_tokens": 20, "thinking_tokens": 50, "tokens": 60}
+    return Hop(pair="p", prefix=pack(*(prefix or (9,))), sampling=Sampling(), **(defaults | fields))
+
+
+def pack(*ids: int) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def write(asked: Hop, *tokens: int, entropy: float | None = 0.0) -> Run:
+    """Feed tokens until the hop is over."""
+    run = Run(asked, MARKS, 0.0)
+    for n, token in enumerate(tokens, start=1):
+        if run.take(token, entropy, float(n)) is not None:
+            break
+    return run
+
+
+def test_ids_cross_processes_in_four_bytes_each() -> None:
+    assert len(pack(1, 151_936)) == 8
+    assert list(unpack(pack(1, 151_936))) == [1, 151_936]
+
+
+def test_what_is_left_after_part_of_a_step() -> None:
+    left = hop(9, max_steps=3, ungated_steps=2).after(Chunk(thought=pack(A, B), open_entropy=0.5))
+    assert list(unpack(left.prefix)) == [9, A, B]
+    assert (left.open_tokens, left.last_step_tokens, left.open_entropy) == (2, 0, 0.5)
+    assert (left.max_steps, left.ungated_steps) == (3, 2)
+    assert (left.thinking_tokens, left.tokens) == (48, 58)
+
+
+def test_a_step_that_ends_in_a_later_chunk_closes_what_was_open() -> None:
+    asked = hop(9, max_steps=3, ungated_steps=1)
+    left = asked.after(Chunk(thought=pack(A, B))).after(
+        Chunk(thought=pack(STOP, A, STOP, B), steps=(CutStep(3, 0.1, 1.0), CutStep(2, 0.1, 1.0)), open_entropy=0.7)
+    )
+    assert (left.open_tokens, left.last_step_tokens) == (1, 2)
+    assert (left.max_steps, left.ungated_steps) == (1, 0)
+    assert (left.thinking_tokens, left.tokens) == (44, 54)
+
+
+def test_once_the_answer_is_begun_the_thinking_is_over() -> None:
+    chunk = Chunk(thought=pack(A, CLOSE), answer=pack(BLANK, B), steps=(CutStep(2, 0.1, 1.0),), answering=True)
+    left = hop(9, answers=True).after(chunk)
+    assert not left.thinking
+    assert left.open_tokens == 0
+    assert (left.thinking_tokens, left.tokens) == (48, 56)
+    assert list(unpack(left.prefix)) == [9, A, CLOSE, BLANK, B]
+    assert Run(left, MARKS, 0.0).answering
+
+
+def test_a_run_taken_up_in_the_middle_of_a_step_counts_all_of_it() -> None:
+    left = hop(9).after(Chunk(thought=pack(A, B), open_entropy=0.25))
+    run = Run(left, MARKS, 0.0)
+    assert not run.wants_entropy, "the step's first token was glimpsed before"
+    run.take(STOP, None, 1.0)
+    assert run.drain(cached_tokens=0).steps == (CutStep(3, 0.25, 1000.0),)
+
+
+@pytest.mark.parametrize("cut", range(17))
+def test_a_repeat_is_found_wherever_the_hop_was_lost(cut: int) -> None:
+    circle = [*range(10, 17), STOP] * 2
+    asked = hop(9)
+    first = write(asked, *circle[:cut])
+    if first.ending is not None:
+        assert cut == 16
+        assert first.ending is Ending.REPEAT
+        return
+    second = write(asked.after(first.drain(cached_tokens=0)), *circle[cut:])
+    assert second.ending is Ending.REPEAT
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "entropy", "ending", "written"),
+    [
+        ({"gate": 1.0}, [A, STOP], 1.0, None, [A, STOP]),
+        ({"gate": 1.0}, [A, STOP], 1.01, Ending.GLIMPSE, []),
+        ({"gate": 1.0}, [A], None, Ending.GLIMPSE, []),
+        ({"gate": 1.0, "ungated_steps": 1}, [A, STOP, B], 2.0, Ending.GLIMPSE, [A, STOP]),
+        ({"max_steps": 2}, [A, STOP, B, STOP, A], 0.0, Ending.STEPS, [A, STOP, B, STOP]),
+        ({}, [A, CLOSE, B], 0.0, Ending.THOUGHT, [A, CLOSE]),
+        ({"answers": True}, [A, CLOSE, B, END], 0.0, Ending.TEXT, [A, CLOSE, B, END]),
+        ({"answers": True, "tokens": 2}, [A, CLOSE, B], 0.0, Ending.THOUGHT, [A, CLOSE]),
+        ({"answers": True, "tokens": 4}, [A, CLOSE, B, B, B], 0.0, Ending.LIMIT, [A, CLOSE, B, B]),
+        ({"thinking_tokens": 2}, [A, B, A], 0.0, Ending.BUDGET, [A, B]),
+        ({}, [A, END], 0.0, Ending.TEXT, [A]),
+        ({}, [END], 0.0, Ending.TEXT, []),
+        ({"plain": True}, [A, CLOSE, B, END], 0.0, Ending.TEXT, [A, CLOSE, B, END]),
+        ({"thinking": False}, [A, CLOSE, STOP, END], 0.0, Ending.TEXT, [A, CLOSE, STOP, END]),
+        ({"thinking": False, "tokens": 1}, [A, B], 0.0, Ending.LIMIT, [A]),
+    ],
+)
+def test_why_a_hop_is_over(
+    fields: dict, tokens: list[int], entropy: float | None, ending: Ending | None, written: list[int]
+) -> None:
+    run = write(hop(**fields), *tokens, entropy=entropy)
+    assert run.ending is ending
+    assert list(run.written) == written
+    chunk = run.drain(cached_tokens=0)
+    assert [*unpack(chunk.thought), *unpack(chunk.answer)] == written
+    if ending not in (None, Ending.LIMIT):
+        assert sum(step.tokens for step in chunk.steps) == len(unpack(chunk.thought)), "no thought without a step"
+
+
+def test_a_failed_glimpse_is_told() -> None:
+    assert write(hop(gate=1.0), A, entropy=1.5).glimpse == 1.5
+
+
+def test_each_token_is_handed_out_once() -> None:
+    run = write(hop(), A, STOP, B)
+    first, second = run.drain(cached_tokens=3), run.drain(cached_tokens=3)
+    assert list(unpack(first.thought)) == [A, STOP, B]
+    assert [step.tokens for step in first.steps] == [2]
+    assert (second.thought, second.steps) == (b"", ())
+
+
+def test_the_engine_may_stop_at_a_delimiter_only_in_a_hop_of_one_ungated_step() -> None:
+    assert Run(hop(max_steps=1), MARKS, 0.0).one_step
+    assert not Run(hop(max_steps=1, gate=1.0), MARKS, 0.0).one_step
+    assert not Run(hop(max_steps=2), MARKS, 0.0).one_step
+    assert not Run(hop(max_steps=1, thinking=False), MARKS, 0.0).one_step

@@ -1,0 +1,229 @@
+"""A pool over a Serve handle; the handle here is a stand-in that does what the test says."""
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+from toy import ToyModel, chunks
+
+from router import pools
+from router.hop import Chunk, Hop, HopLost, StrangePair, unpack
+from router.pools import ServedPool
+from router.request import Refusal, Sampling
+
+
+def raised(error: Exception) -> Exception:
+    """As it comes out of a handle when a replica raises it."""
+    return RayTaskError("write", "traceback", error).as_instanceof_cause()
+
+
+LOST = [
+    ActorDiedError(),
+    ActorUnavailableError("gone", None),
+    ObjectLostError("00" * 28, None, ""),
+    raised(HopLost("engine died")),
+]
+lost = pytest.mark.parametrize("error", LOST, ids=[type(e).__name__ for e in LOST])
+
+
+class Response:
+    """Of one call: awaited where it is plain, iterated where it streams."""
+
+    def __init__(self, script: AsyncGenerator[Chunk]) -> None:
+        self._script, self.cancelled = script, 0
+
+    def __aiter__(self) -> "Response":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._script)
+
+    def __await__(self):  # type: ignore[no-untyped-def]
+        return self._last().__await__()
+
+    async def _last(self) -> Chunk:
+        return [chunk async for chunk in self._script][-1]
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class Method:
+    def __init__(self, handle: "Handle") -> None:
+        self._handle = handle
+
+    def remote(self, hop: Hop) -> Response:
+        self._handle.hops.append(hop)
+        script = self._handle.scripts[min(len(self._handle.hops), len(self._handle.scripts)) - 1]
+        self._handle.responses.append(Response(script(hop)))
+        return self._handle.responses[-1]
+
+
+class Handle:
+    """scripts: what each call does, one after another; the last goes on for ever."""
+
+    def __init__(self, *scripts: Callable[[Hop], AsyncGenerator[Chunk]]) -> None:
+        self.scripts = scripts
+        self.hops: list[Hop] = []
+        self.responses: list[Response] = []
+        self.write = self.stream = Method(self)
+
+    def options(self, **_options: object) -> "Handle":
+        return self
+
+
+def replica(*, size: int = 3, lives: int | None = None, error: Exception | None = None):  # type: ignore[no-untyped-def]
+    """Writes as the toy model does, and raises `error` after `lives` chunks. A plain call gets one chunk."""
+
+    async def write(hop: Hop) -> AsyncGenerator[Chunk]:
+        if lives == 0:
+            raise error
+        for n, chunk in enumerate(
+            chunks(ToyModel("long", close_rate=0.0), hop, size if hop.streaming else 10**6), start=1
+        ):
+            yield chunk
+            if n == lives:
+                raise error
+
+    return write
+
+
+async def hang(hop: Hop) -> AsyncGenerator[Chunk]:
+    await asyncio.sleep(60)
+    yield Chunk()
+
+
+def hop(*, streaming: bool = True, timeout_s: float = 30.0) -> Hop:
+    return Hop(
+        pair="p",
+        prefix=array("i", [9, 1]).tobytes(),
+        sampling=Sampling(),
+        gate=None,
+        step_tokens=20,
+        thinking_tokens=200,
+        tokens=300,
+        streaming=streaming,
+        timeout_s=timeout_s,
+        request="r",
+    )
+
+
+async def written(handle: Handle, asked: Hop, *, attempts: int = 3) -> list[Chunk]:
+    return [chunk async for chunk in ServedPool("small", handle, attempts=attempts).write(asked)]
+
+
+def ids(told: list[Chunk]) -> list[int]:
+    return [i for chunk in told for i in unpack(chunk.thought + chunk.answer)]
+
+
+def steps(told: list[Chunk]) -> list[tuple[int, float | None]]:
+    return [(step.tokens, step.entropy) for chunk in told for step in chunk.steps]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "PAUSE_S", 0.0)
+
+
+@lost
+async def test_a_lost_replicas_hop_goes_on_from_what_was_passed_on(error: Exception) -> None:
+    """Design rule 9."""
+    whole = await written(Handle(replica()), hop())
+    assert len(whole) > 3, "the test needs a hop of several chunks"
+    handle = Handle(replica(lives=2, error=error), replica(lives=0, error=error), replica())
+    resumed = await written(handle, hop())
+    assert ids(resumed) == ids(whole)
+    assert steps(resumed) == steps(whole)
+    assert resumed[-1].end.resumed == 2
+    assert whole[-1].end.resumed == 0
+    assert list(unpack(handle.hops[1].prefix)) == [9, 1, *ids(whole[:2])]
+
+
+@lost
+async def test_a_plain_call_is_sent_again_whole(error: Exception) -> None:
+    handle = Handle(replica(lives=0, error=error), replica())
+    told = await written(handle, hop(streaming=False))
+    assert ids(told) == ids(await written(Handle(replica()), hop()))
+    assert [list(unpack(h.prefix)) for h in handle.hops] == [[9, 1], [9, 1]]
+
+
+@lost
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_it_gives_up_after_so_many_replicas(error: Exception, streaming: bool) -> None:
+    handle = Handle(replica(lives=0, error=error))
+    with pytest.raises(Refusal) as refused:
+        await written(handle, hop(streaming=streaming), attempts=3)
+    assert (refused.value.status, refused.value.code) == (503, "no_capacity")
+    assert refused.value.retry_after_s
+    assert len(handle.hops) == 3
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_pair_that_changed_is_told_and_not_retried(streaming: bool) -> None:
+    handle = Handle(replica(lives=0, error=raised(StrangePair("another"))))
+    with pytest.raises(Refusal) as refused:
+        await written(handle, hop(streaming=streaming))
+    assert (refused.value.status, refused.value.code) == (503, "pair_changed")
+    assert len(handle.hops) == 1
+
+
+async def test_full_queues_are_told() -> None:
+    with pytest.raises(Refusal) as refused:
+        await written(Handle(replica(lives=0, error=BackPressureError(1, 1))), hop())
+    assert (refused.value.status, refused.value.code) == (503, "overloaded")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), TimeoutError("in the replica")])
+async def test_a_replicas_bug_is_no_refusal(error: Exception) -> None:
+    handle = Handle(replica(lives=1, error=raised(error)))
+    with pytest.raises(RuntimeError, match="small pool failed"):
+        await written(handle, hop())
+    assert len(handle.hops) == 1
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_the_deadline_ends_a_hop_and_frees_its_replica(streaming: bool) -> None:
+    handle, began = Handle(hang), time.monotonic()
+    with pytest.raises(Refusal) as refused:
+        await written(handle, hop(streaming=streaming, timeout_s=0.05))
+    assert (refused.value.status, refused.value.code) == (504, "deadline")
+    assert time.monotonic() - began < 10
+    assert handle.responses[0].cancelled == 1
+
+
+async def test_the_deadline_counts_over_all_attempts() -> None:
+    async def slow(hop: Hop) -> AsyncGenerator[Chunk]:
+        await asyncio.sleep(0.1)
+        raise ActorDiedError
+        yield
+
+    handle = Handle(slow)
+    with pytest.raises(Refusal) as refused:
+        await written(handle, hop(timeout_s=0.25), attempts=1000)
+    assert refused.value.status == 504
+    assert len(handle.hops) < 10
+
+
+async def test_leaving_cancels_the_replicas_call() -> None:
+    """Design rule 10."""
+    handle = Handle(replica())
+    async with aclosing(ServedPool("small", handle, attempts=3).write(hop())) as told:
+        async for _chunk in told:
+            break
+    assert handle.responses[0].cancelled == 1
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_cancelled_request_cancels_the_replicas_call(streaming: bool) -> None:
+    handle = Handle(hang)
+    task = asyncio.create_task(written(handle, hop(streaming=streaming)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert handle.responses[0].cancelled == 1
