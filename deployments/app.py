@@ -43,6 +43,7 @@ def build(args: dict[str, Any]) -> Application:
             deadline_s=config.limits.deadline_s,
             dispensable=config.routing.dispensable,
             max_requests=config.limits.max_requests,
+            warm_up_tokens=config.limits.warm_up_tokens,
         ),
     )
     engines = {model: _pool(model, pools[model], pair, config.routing.think_tags) for model in MODELS}

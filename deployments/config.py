@@ -111,6 +111,9 @@ class LimitsConfig(Settings):
     max_requests: int = Field(
         default=256, ge=1, description="at a time in one router replica; more are refused with 429"
     )
+    warm_up_tokens: int | None = Field(
+        default=2048, ge=1, description="the large pool reads prompts of that length ahead; null: never"
+    )
     patience_s: float = Field(default=10.0, gt=0, description="a pool that has not begun to write by then can't answer")
     hop_attempts: int = Field(default=8, ge=1, description="replicas tried for one hop before giving up")
     body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)

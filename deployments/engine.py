@@ -14,6 +14,7 @@ import uuid
 from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -81,6 +82,8 @@ class Engine:
         own = self._engine.model_config.get_diff_sampling_param()
         self._defaults = {name: own[name] for name in SAMPLING_FIELDS if name in own}
         self._defaults |= pool.sampling.model_dump(exclude_none=True)
+        # Reading ahead must never make a live hop wait for its place in the batch.
+        self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
         self._hops = 0
         await self._warm_up()
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
@@ -98,6 +101,18 @@ class Engine:
         async with aclosing(self._drive(hop, coalesce_s=COALESCE_S)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def prefill(self, hop: Hop) -> int:
+        """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work.
+        Returns how many tokens were generated and thrown away in doing so."""
+        if hop.pair != self._pair or self._engine.get_num_unfinished_requests() > self._room:
+            return 0
+        run = Run(replace(hop, thinking=False, tokens=1, answers=False), self._marks, 0.0)
+        generated = 0
+        async with aclosing(self._generate(hop, run, unpack(hop.prefix).tolist())) as outputs:
+            async for output in outputs:
+                generated += len(output.outputs[0].token_ids)
+        return generated
 
     async def describe(self) -> dict[str, Any]:
         """What the router asks before it is ready: role, pair, context in tokens."""

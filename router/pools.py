@@ -77,13 +77,28 @@ class ServedPool:
                     raise Unavailable(self._model) from error
                 raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
 
+    async def prefill(self, hop: Hop) -> int:
+        """Have the replica that the hop's conversation belongs to read the prefix ahead, if it has room. Returns the
+        tokens that were thrown away. Cancelling it cancels the reading."""
+        response = self._of(hop).prefill.remote(hop)
+        try:
+            return await response
+        except (*GONE, RayTaskError, BackPressureError):
+            return 0
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
     async def ask(self, method: str, *, timeout_s: float = 5.0) -> Any:
         """One plain call to any replica, for readiness and accounts."""
         async with asyncio.timeout(timeout_s):
             return await getattr(self._handle, method).remote()
 
+    def _of(self, hop: Hop) -> Any:
+        return self._handle.options(session_id=hop.conversation or hop.request)
+
     async def _attempt(self, hop: Hop, deadline: float) -> AsyncGenerator[Chunk]:
-        handle = self._handle.options(session_id=hop.conversation or hop.request)
+        handle = self._of(hop)
         left = deadline - time.monotonic()
         if hop.streaming or self._patience_s is not None:
             chunks = handle.options(stream=True).stream.remote(hop)

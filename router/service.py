@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import hashlib
 import itertools
 import time
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from router.budget import Budget
@@ -35,6 +36,7 @@ class Defaults:
     deadline_s: float
     dispensable: frozenset[Model] = frozenset()
     max_requests: int = 256
+    warm_up_tokens: int | None = None
 
 
 class StepRouter:
@@ -88,7 +90,7 @@ class StepRouter:
 
     async def _write(self, page: Transcript) -> AsyncGenerator[Event]:
         reader = Reader(page, self._vocabularies)
-        async with aclosing(write(page, self._pools)) as passages:
+        async with self._reading_ahead(page), aclosing(write(page, self._pools)) as passages:
             async for passage in passages:
                 for event in reader.read(passage):
                     yield event
@@ -99,6 +101,23 @@ class StepRouter:
         for event in reader.rest():
             yield event
         yield _finished(page)
+
+    @asynccontextmanager
+    async def _reading_ahead(self, page: Transcript) -> AsyncGenerator[None]:
+        """Have the large model read a long prompt while the small one writes its first steps, so that the first
+        escalation does not pay for it; given up when the request ends."""
+        least = self._defaults.warm_up_tokens
+        gated = isinstance(page.task.policy, EntropyGate)
+        if least is None or not gated or page.prefix.prompt_tokens["large"] < least:
+            yield
+            return
+        reading = asyncio.create_task(self._pools["large"].prefill(page.ahead("large")))
+        try:
+            yield
+        finally:
+            reading.cancel()
+            (thrown_away,) = await asyncio.gather(reading, return_exceptions=True)
+            page.discarded_tokens += thrown_away if isinstance(thrown_away, int) else 0
 
     def _begin(self, request: Request) -> Transcript:
         chat = request.messages is not None

@@ -138,6 +138,10 @@ class Transcript:
             self._hop_over(chunk.end, answering=chunk.answering)
         return Passage(model, thought, answer, steps, self._hop_prefix_tokens, chunk.cached_tokens, chunk.end)
 
+    def ahead(self, model: Model) -> Hop:
+        """A hop that only reads the prompt."""
+        return self._hop(model)
+
     def go_on_without(self, model: Model) -> bool:
         """Let the other model write the rest, if the profile says so."""
         if self.degraded or model not in self.task.dispensable:
