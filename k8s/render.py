@@ -38,7 +38,7 @@ def profile_of(overlay: Path) -> Path:
 
 
 def serve_config(profile: Path) -> str:
-    """The patch for an overlay's RayService. Raises `ConfigError` if the profile is not valid."""
+    """The patch for an overlay's RayService. Raises `pydantic.ValidationError` if the profile is not valid."""
     text = profile.read_text()
     name = profile.relative_to(ROOT)
     # By hand and not by a YAML writer, which would fold the profile's lines and lose its layout.
@@ -64,7 +64,8 @@ def pair(config: dict[str, Any]) -> str:
     """Identifies the models of a profile by what it says about them. 16 hex digits."""
     seen: list[Any] = []
     for application in config["applications"]:
-        args = AppConfig.read(application["args"])
+        # Not `AppConfig.read`: that wants folders to be there, and a profile may name one on the cluster's volume.
+        args = AppConfig.model_validate(application["args"])
         for pool in (args.small, args.large):
             seen.append([pool.model, pool.revision, pool.dtype, pool.engine.get("quantization")])
         seen.append(args.routing.think_tags)

@@ -87,14 +87,14 @@ def _serve_problems(name: str, text: str) -> Iterator[str]:
     from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import ServeDeploySchema
 
-    from deployments.config import AppConfig, ConfigError
+    from deployments.config import AppConfig
 
     try:
         config = ServeDeploySchema.model_validate(yaml.safe_load(text))
         if not config.applications:
             yield f"{name}: serveConfigV2: no applications"
         for application in config.applications:
-            args = AppConfig.read(application.args)
+            args = AppConfig.model_validate(application.args)
             scales = [part.autoscaling for part in (args.small, args.large, args.router)]
             scales += [deployment.autoscaling_config for deployment in application.deployments]
             for scale in (scale for scale in scales if isinstance(scale, dict)):
@@ -102,7 +102,7 @@ def _serve_problems(name: str, text: str) -> Iterator[str]:
                 unknown = scale.keys() - AutoscalingConfig.model_fields.keys()
                 if unknown:
                     yield f"{name}: serveConfigV2: autoscaling has no {', '.join(sorted(unknown))}"
-    except (ConfigError, ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, yaml.YAMLError) as error:
         yield f"{name}: serveConfigV2: {error}"
 
 

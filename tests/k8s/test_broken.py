@@ -30,7 +30,7 @@ REDIS, ROUTE = "components/redis/redis.yaml", "components/gateway/gateway.yaml"
         (REDIS, "apiVersion: apps/v1", "apiVersion: apps/v1beta9", "Couldn't find schema"),
         (ROUTE, "backendRequest: 660s", "backendRequest: eleven minutes", "eleven minutes"),
         (ROUTE, "backendRefs:", "backends:", "'backends' was unexpected"),
-        (SERVE, "threshold: 1.0", "treshold: 1.0", "serveConfigV2: routing.treshold: Extra inputs are not permitted"),
+        (SERVE, "threshold: 1.0", "treshold: 1.0", "routing.treshold\n  Extra inputs are not permitted"),
         (SERVE, "min_replicas: 2", "min_replicas: many", "serveConfigV2"),
         (SERVE, "upscale_delay_s", "upscale_delay", "autoscaling has no upscale_delay"),
         (SERVE, "import_path: deployments.app:build", "import_path: deployments", "serveConfigV2"),

@@ -92,7 +92,7 @@ def test_survives_its_head(overlay):
 def test_outlasts_the_longest_stream(overlay):
     """Whatever stands in a stream's way waits longer than a request may take."""
     service = only(overlay, "RayService")["spec"]
-    deadline = AppConfig.read(application(overlay)["args"]).limits.deadline_s
+    deadline = AppConfig.model_validate(application(overlay)["args"]).limits.deadline_s
     waits = [service["rayClusterDeletionDelaySeconds"], deployments(overlay)["router"]["graceful_shutdown_timeout_s"]]
     for route in kind(overlay, "HTTPRoute"):
         waits += [seconds(wait) for rule in route["spec"]["rules"] for wait in rule["timeouts"].values()]
@@ -129,7 +129,7 @@ def test_replicas_fit_their_own_group_and_no_other(overlay):
     )
     offered = {name: node["resources"] for name, node in config["available_node_types"].items()}
     assert set(offered) == {"headgroup", *GROUPS}
-    args = AppConfig.read(application(overlay)["args"])
+    args = AppConfig.model_validate(application(overlay)["args"])
     demands = {
         name: {"CPU": pool.cpus, "GPU": pool.gpus or 0, **pool.resources}
         for name, pool in (("small", args.small), ("large", args.large))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from deployments.config import ConfigError
 from deployments.launcher import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def test_another_profile_makes_it_out_of_date(render, tmp_path, monkeypatch):
     profile.write_text(profile.read_text().replace("threshold: 1.0", "threshold: 0.9"))
     assert render.main() == 1
     profile.write_text(profile.read_text().replace("threshold", "treshold"))
-    with pytest.raises(ConfigError, match=r"routing\.treshold"):
+    with pytest.raises(ValidationError, match=r"routing\.treshold"):
         render.main()
 
 
