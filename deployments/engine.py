@@ -31,6 +31,7 @@ from deployments.config import PoolConfig
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
 from router.request import Model, Sampling
+from router.steps import Mark
 from router.vocabulary import Vocabulary
 
 logger = logging.getLogger("ray.serve")
@@ -161,7 +162,7 @@ class Engine:
                     if run.ending is None:
                         self._take(run, piece)
                         if run.ending is None and output.finished:
-                            self._stopped_early(run, piece)
+                            self._stopped_early(hop, run, piece)
                         if run.ending is not None and not output.finished:
                             # The last output then tells how much was generated past the end.
                             await self._engine.abort(output.request_id)
@@ -215,9 +216,11 @@ class Engine:
             if run.take(token, glimpse, now) is not None:
                 return
 
-    def _stopped_early(self, run: Run, piece: CompletionOutput) -> None:
+    def _stopped_early(self, hop: Hop, run: Run, piece: CompletionOutput) -> None:
         if isinstance(piece.stop_reason, str):
-            run.ending = Ending.STOP
+            # White space before the answer's first word is not shown, so it can't be what the client meant either.
+            blank = run.answering and not hop.plain and all(self._marks[t] & Mark.BLANK for t in run.written)
+            run.ending = None if blank else Ending.STOP
         elif piece.finish_reason == "length":
             run.ending = Ending.LIMIT
         elif piece.stop_reason is None and piece.finish_reason == "stop":

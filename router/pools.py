@@ -18,7 +18,7 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from router.hop import Chunk, Hop, HopLost, StrangePair
@@ -72,6 +72,8 @@ class ServedPool:
             except BackPressureError as error:
                 message = f"The {self._model} model is overloaded."
                 raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
+            except DeploymentUnavailableError as error:
+                raise Unavailable(self._model) from error
             except TimeoutError as error:
                 if time.monotonic() < deadline:
                     raise Unavailable(self._model) from error
