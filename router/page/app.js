@@ -117,7 +117,7 @@ function busy(is) {
   $("stop").hidden = !is;
   for (const button of [$("ask"), $("compare"), $("open"), ...$("examples").children]) button.disabled = is;
   // Whoever pressed a button that can't be pressed now finds the one that can under their fingers.
-  if (is && held.disabled) $("stop").focus();
+  if (is && (held.disabled || held === $("again"))) $("stop").focus();
   if (!is && held === $("stop")) $("ask").focus();
 }
 

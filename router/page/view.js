@@ -120,7 +120,7 @@ export function showTally(list, share, lane, measured) {
     ? cell("Large alone", seconds(measured.wall_ms), [`measured: ${plural(tally(measured).tokens, "token")}`])
     : estimate
       ? cell("Large alone", `≈ ${seconds(estimate.ms)}`, [
-          `estimate: ${plural(sums.tokens, "token")} × ${estimate.perToken.toFixed(1)} ms measured here`,
+          `estimate, at its ${estimate.perToken.toFixed(1)} ms a token here`,
         ])
       : cell("Large alone", "–", ["estimated once large has written a step"]);
   list.replaceChildren(one("small"), one("large"), total, alone);

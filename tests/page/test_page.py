@@ -84,20 +84,24 @@ async def test_steps_appear_while_the_request_runs(web: Watched, service: Script
     assert "12 tokens in 1 step and the answer" in account
     assert "42 tokens" in account
     assert "29 % by large" in account
-    assert "estimate: 42 tokens ×" in account
+    assert "estimate, at its" in account
     assert await page.locator("#stop").is_hidden()
 
 
-async def test_the_threshold_is_one_line_through_slider_and_bars(web: Watched) -> None:
+@pytest.mark.parametrize("width", [1180, 360])
+@pytest.mark.parametrize("button", ["#ask", "#compare"])
+async def test_the_threshold_is_one_line_through_slider_and_bars(open_context: Any, width: int, button: str) -> None:
+    web = await open_context(viewport={"width": width, "height": 900})
     page = await web.open()
-    await web.ask()
+    await page.fill("#question", QUESTION)
+    await page.click(button)
     await web.over()
     for threshold in (0, 0.73, 1.9, 3):
         await slide(page, threshold)
         slider, bar = await page.evaluate(
             """() => {
               const input = document.getElementById("threshold").getBoundingClientRect();
-              const bar = document.querySelector(".bar");
+              const bar = document.querySelector(".lane:not(.alone) .bar");
               const thumb = parseFloat(getComputedStyle(document.documentElement).fontSize) * 1.25;
               const share = document.getElementById("threshold").valueAsNumber / 3;
               const line = parseFloat(getComputedStyle(bar, "::after").left);
@@ -442,6 +446,29 @@ async def test_bytes_are_read_wherever_they_are_split(web: Watched) -> None:
         }"""
     )
     assert told == ["größer 🙂", "[DONE]"]
+
+
+async def test_the_newest_step_stays_in_view_unless_the_reader_looked_away(web: Watched, service: Script) -> None:
+    gates = [asyncio.Event(), asyncio.Event()]
+
+    def some(first: int) -> list[Any]:
+        return [step(i, "small", 0.1, f"Step {i}.\n\n") for i in range(first, first + 30)]
+
+    service.script = [*some(0), gates[0], *some(30), gates[1], *some(60), finished(900, 0)]
+    page = await web.open()
+    await web.ask()
+    await page.locator("ol.steps li").nth(29).wait_for()
+    assert await page.evaluate("scrollY") > 0
+    await page.locator("#stop").click(trial=True)
+    gates[0].set()
+    await page.get_by_text("Step 59.", exact=True).wait_for()
+    below = await page.evaluate("document.getElementById('status').getBoundingClientRect().bottom - innerHeight")
+    assert below < 10
+    await page.evaluate("scrollTo(0, 0)")
+    gates[1].set()
+    await page.get_by_text("Step 89.", exact=True).wait_for(state="attached")
+    await web.over()
+    assert await page.evaluate("scrollY") == 0
 
 
 async def test_everything_is_reached_by_keyboard(web: Watched) -> None:
