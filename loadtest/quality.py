@@ -27,7 +27,7 @@ from typing import Any
 
 from loadtest.answers import extract
 from loadtest.client import Client, Reply, Served, each
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import at_least_one, parser, run, serving
 from loadtest.hard_steps import Separation, separation, steps_of, tokenizer_of
 from loadtest.outcomes import Outcome, Pairing, Way, pairings
 from loadtest.questions import BOXED, Question, from_file, generated
@@ -92,8 +92,7 @@ def with_right_steps(questions: Sequence[Question], large: Outcome | None, think
     """The questions whose right reasoning is known: the generator's, else the large model's where it was right."""
     if questions[0].steps is not None:
         return list(questions)
-    if large is None:
-        raise MeasuringError("AUROC over a file needs the large model's reasoning: add large to --modes, or --no-auroc")
+    assert large is not None
     return [
         replace(question, steps=steps_of(reply.reasoning if thinks else reply.content))
         for question, reply, right in zip(questions, large.replies, large.right, strict=True)
@@ -249,6 +248,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if "random" in options.modes and "routed" not in options.modes:
         made.error("random matches the share of routed: add routed to --modes")
     options.auroc = options.data is None if options.auroc is None else options.auroc
+    if options.auroc and options.data is not None and "large" not in options.modes:
+        made.error("AUROC over a file needs the large model's reasoning: add large to --modes, or --no-auroc")
     return options
 
 

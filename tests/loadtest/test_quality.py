@@ -6,7 +6,6 @@ from scripted import QUESTIONS, Scripted, Words
 
 from loadtest import quality
 from loadtest.client import Client
-from loadtest.command import MeasuringError
 from loadtest.hard_steps import cases, steps_of
 from loadtest.outcomes import Outcome, Way, pairings
 from loadtest.quality import Bench, as_json, measure, read_options, shown, with_right_steps
@@ -90,8 +89,6 @@ async def test_right_steps_of_a_file_are_the_large_models_where_it_was_right(ben
     unknown = [quality.Question(question.messages, question.answer) for question in QUESTIONS]
     assert len(with_right_steps(unknown, small, thinks=False)) == 10
     assert with_right_steps(QUESTIONS, None, thinks=True) == QUESTIONS
-    with pytest.raises(MeasuringError, match="add large to --modes"):
-        with_right_steps(unknown, None, thinks=True)
 
 
 def test_cases_hold_the_right_steps_before_and_end_with_the_end_of_thinking() -> None:
@@ -128,6 +125,7 @@ def test_lists_come_with_commas_or_spaces(arguments: str) -> None:
     [
         (["--modes", "both"], "'both' is none of small, large, routed, random"),
         (["--modes", "random"], "add routed to --modes"),
+        (["--data", "x", "--auroc", "--modes", "small"], "add large to --modes"),
         (["--thresholds=-1"], "0 or more"),
         (["--thresholds", "low"], "not a number of nats"),
         (["--thresholds", "nan"], "0 or more"),
