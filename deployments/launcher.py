@@ -227,7 +227,8 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     listen_for_stop()  # Ray installs a handler of its own
     node = ray.nodes()[0]  # type: ignore[no-untyped-call]
     have = ", ".join(f"{node['Resources'].get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-    console.say(f"Ray is up ({have}); logs in {logs}/session_latest/logs")
+    address = ray.get_runtime_context().gcs_address
+    console.say(f"Ray is up at {address} ({have}); logs in {logs}/session_latest/logs")
     client = serve_start(
         http_options=config.http_options.model_dump(),
         grpc_options=config.grpc_options.model_dump(),
