@@ -50,7 +50,13 @@ def build(args: dict[str, Any]) -> Application:
     router = serve.deployment(
         name="router",
         max_ongoing_requests=config.router.max_ongoing_requests,
-        ray_actor_options={"num_cpus": config.router.cpus, "runtime_env": {"env_vars": config.router.env}},
+        ray_actor_options={
+            "num_cpus": config.router.cpus,
+            "resources": config.router.resources,
+            "runtime_env": {"env_vars": config.router.env},
+        },
+        # A router that is replaced ends its requests first.
+        graceful_shutdown_timeout_s=config.limits.deadline_s + 30,
         **_scale(config.router.replicas, config.router.autoscaling),
     )(ingress(settings))
     return router.bind(settings, engines["small"], engines["large"])

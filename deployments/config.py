@@ -127,6 +127,7 @@ class RouterConfig(Settings):
         default=1024, ge=1, description="requests at a time in one router replica, those it refuses at once included"
     )
     cpus: float = Field(default=1.0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict, description="Ray's custom resources of one replica")
     env: dict[str, str] = Field(default_factory=dict)
 
 

@@ -76,7 +76,7 @@ class Engine:
         self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
         self._counts: list[TokenCount] = []
         self._engine = AsyncLLM.from_engine_args(_engine_args(pool), stat_loggers=[self._count])
-        self._max_tokens = self._engine.model_config.max_model_len
+        self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
         known = self._engine.model_config.get_vocab_size()
         self._breaks = [i for i in self._marks.breaks if i < known]
@@ -117,7 +117,7 @@ class Engine:
 
     async def describe(self) -> dict[str, Any]:
         """What the router asks before it is ready: role, pair, context in tokens."""
-        return {"role": self._role, "pair": self._pair, "context_tokens": self._max_tokens}
+        return {"role": self._role, "pair": self._pair, "context_tokens": self._context_tokens}
 
     async def account(self) -> dict[str, Any]:
         """The engine's own counts: tokens generated since start (warm-up left out), hops written, and requests
@@ -152,6 +152,9 @@ class Engine:
         self._hops += 1
         cached, generated, flushed = 0, 0, 0.0
         prefix = unpack(hop.prefix)
+        if len(prefix) >= self._context_tokens:
+            # A body that was handed over as text may be longer here than where it was written.
+            run.ending = Ending.LIMIT
         # A second turn is needed only where the engine stopped by itself at a delimiter that ends no step.
         while run.ending is None:
             async with aclosing(self._generate(hop, run, prefix.tolist() + run.written.tolist())) as outputs:
