@@ -46,6 +46,9 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",
     # Serve writes its log files anyway; a second copy of each line costs time on every request.
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # Nobody's prompts, models or hardware are reported anywhere.
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",

@@ -165,7 +165,8 @@ class Transcript:
             step_tokens=task.budget.step_tokens,
             tokens=task.budget.tokens - self.committed_tokens,
             plain=task.plain,
-            glimpses=task.glimpses,
+            # An entropy is the small model's, or nobody's.
+            glimpses=task.glimpses and model == "small",
             streaming=task.streaming,
             timeout_s=task.deadline - time.monotonic(),
             request=task.id,
