@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,47 +17,43 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from browser import chromium, serving  # noqa: E402
 from PIL import Image  # noqa: E402
+from playwright.async_api import Page  # noqa: E402
 from shopping import Shopping  # noqa: E402
 
 from deployments.pocket.problems import EXAMPLES  # noqa: E402
 from router.api.routes import build  # noqa: E402
 
-SIZES = {"desktop": (1180, 1000), "phone": (360, 780)}
+SIZES = {"desktop": (1180, 1000), "phone": (360, 800)}
 MOST_BYTES = 200_000
 
 
-@asynccontextmanager
-async def _scripted():
-    async with serving(build(Shopping)) as url:
-        yield url
-
-
-@asynccontextmanager
-async def _given(url: str):
-    yield url.rstrip("/")
-
-
-async def _asked(page, url: str, button: str) -> None:
+async def _asked(page: Page, url: str, button: str) -> None:
     await page.goto(url)
     await page.locator("#examples button").first.wait_for()
     await page.fill("#question", EXAMPLES[0][0])
     await page.click(button)
     # Not wait_for_function: that evaluates a string, which the page's policy forbids.
     await page.locator("#status:not(:empty)").wait_for(timeout=300_000)
+    await page.mouse.move(0, 0)
     await page.evaluate("document.activeElement.blur()")
+    await _settle(page, "body")
+
+
+async def _settle(page: Page, top: str) -> None:
+    await page.locator(top).evaluate("(element) => element.scrollIntoView()")
     await page.wait_for_timeout(200)
 
 
-async def _picture(page, name: str, folder: Path, **options) -> None:
+async def _picture(page: Page, name: str, folder: Path, *, full_page: bool = False) -> None:
     path = folder / f"{name}.png"
-    await page.screenshot(path=path, **options)
-    # A page has few colours; as a palette it is a third of the size.
+    await page.screenshot(path=path, full_page=full_page)
+    # A page has few colours; as a palette it is half the size.
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path}  {size // 1000} kB{'  TOO LARGE' if size > MOST_BYTES else ''}")
 
 
-async def take(url: str, folder: Path, record: bool, given: bool) -> None:
+async def take(url: str, folder: Path, record: bool) -> None:
     async with chromium() as browser:
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
@@ -66,27 +61,26 @@ async def take(url: str, folder: Path, record: bool, given: bool) -> None:
                     viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
                 )
                 page = await context.new_page()
-                if not given:
-                    await page.goto(url)
-                    await page.locator("#examples button").first.wait_for()
-                    await _picture(page, f"page-first-{size}-{scheme}", folder)
                 await _asked(page, url, "#ask")
                 if record:
-                    async with page.expect_download() as download:
-                        await page.click("#download")
-                    await (await download.value).save_as(ROOT / "router/page/example.json")
+                    await _record(page)
                     record = False
-                await page.evaluate("scrollTo(0, 0)")
-                await _picture(page, f"page-{size}-{scheme}", folder, full_page=size == "phone")
-                if size == "desktop":
+                if size == "phone":
+                    await _settle(page, "#run")
+                await _picture(page, f"page-{size}-{scheme}", folder)
+                if size == "desktop" and scheme == "light":
                     await page.locator("#threshold").fill("0.4")
-                    await page.wait_for_timeout(100)
-                    await page.evaluate("scrollTo(0, 0)")
-                    await _picture(page, f"page-threshold-{scheme}", folder)
+                    await _settle(page, "body")
+                    await _picture(page, "page-threshold", folder)
                     await _asked(page, url, "#compare")
-                    await page.evaluate("scrollTo(0, 0)")
-                    await _picture(page, f"page-compare-{scheme}", folder, full_page=True)
+                    await _picture(page, "page-side-by-side", folder, full_page=True)
                 await context.close()
+
+
+async def _record(page: Page) -> None:
+    async with page.expect_download() as download:
+        await page.click("#download")
+    await (await download.value).save_as(ROOT / "router/page/example.json")
 
 
 async def main() -> None:
@@ -98,8 +92,11 @@ async def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.record and not asked.url:
         parser.error("--record needs --url: an example has to be a real run")
-    async with _given(asked.url) if asked.url else _scripted() as url:
-        await take(url, asked.out, asked.record, bool(asked.url))
+    if asked.url:
+        await take(asked.url, asked.out, asked.record)
+    else:
+        async with serving(build(Shopping)) as url:
+            await take(url, asked.out, asked.record)
 
 
 if __name__ == "__main__":

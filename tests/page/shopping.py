@@ -1,5 +1,5 @@
 """A service that reasons about the embedded pair's questions as the pair was taught to: for tests and for pictures of
-the page without an engine. The text is the one right reasoning; who writes a step, entropies and times are made up."""
+the page without an engine. The text is the right reasoning; who writes a step, entropies and times are made up."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Scripted:
         return len(re.findall(r"\w+|[^\w\s]", self.text)) + 1
 
 
-def reasoning(question: str) -> tuple[list[Scripted], str]:
-    """The steps and the answer to a question as the embedded pair gets them."""
+def reasoning(question: str, *, guesses: bool = False) -> tuple[list[Scripted], str]:
+    """The steps and the answer to a question as the embedded pair gets them; or as the small model alone does, which
+    guesses the prices that it has not learnt."""
     start = re.search(r"(\d+) coins and ", question)
     amount = int(start[1]) if start else 0
     goods = [
@@ -51,6 +52,8 @@ def reasoning(question: str) -> tuple[list[Scripted], str]:
     steps.append(Scripted(f"{opening}{deed}{first[1]} {first[2].named(first[1])}.\n\n", 0.04))
     for index, (word, quantity, item) in enumerate(goods):
         price = CATALOGUE.price(item) or 9
+        if guesses and item not in CATALOGUE.common:
+            price = 6 + (price + 5) % 20
         bought = bool(start) and word is not None and word[1] == "buys"
         sign, after = ("-", amount - quantity * price) if bought else ("+", amount + quantity * price)
         unsure = 2.31 + 0.17 * index if item not in CATALOGUE.common else 0.21 + 0.12 * index
@@ -89,8 +92,8 @@ class Shopping:
     async def write(self, request: Request) -> AsyncGenerator[Event]:
         self.requests.append(request)
         assert request.messages
-        steps, answer = reasoning(str(request.messages[-1]["content"]))
         routing = request.routing
+        steps, answer = reasoning(str(request.messages[-1]["content"]), guesses=routing.mode == "small")
         threshold = self.pair.threshold if routing.threshold is None else routing.threshold
         written: dict[Model, int] = {"small": 0, "large": 0}
         hops, last = 0, None
