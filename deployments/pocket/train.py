@@ -5,8 +5,9 @@
 writes deployments/pocket/models/small and /large: ordinary Hugging Face folders of the Qwen3 architecture.
 The large model is deep and narrow, which is slow to train, so it grows out of the small one: blocks that begin as
 the identity (their output projections are zero) are put between the old ones, two first, to learn the rare prices,
-then the others, and training goes on (progressive stacking, block expansion). A stage is bounded in tokens, never in time, so that
-a seed means the same training on a machine of any speed. What has been learnt so far is saved every few minutes.
+then the others, and training goes on (progressive stacking, block expansion). A stage is bounded in tokens, never
+in time, so that a seed means the same training on a machine of any speed. What has been learnt so far is saved every
+few minutes.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ RECIPES = {
             Stage(layers=3, tokens=2_600_000, rate=0.014, final=0.0, common=0.6, sheets=0.5),
             Stage(layers=3, tokens=3_300_000, rate=0.012, final=0.0, common=0.7, sheets=0.5),
             Stage(layers=3, tokens=2_600_000, rate=0.010, final=0.0, common=0.4, sheets=0.35),
+            Stage(layers=3, tokens=1_000_000, rate=0.008, final=0.0, common=0.4, sheets=0.25),
         ),
     ),
     "large": Recipe(
@@ -98,7 +100,7 @@ RECIPES = {
         shape=Shape(layers=32),
         stages=(
             Stage(layers=5, tokens=2_000_000, rate=0.014, final=0.0, common=0.15, sheets=0.9),
-            Stage(layers=32, tokens=60_000, rate=0.0005, final=0.0, common=0.2, sheets=0.3),
+            Stage(layers=32, tokens=40_000, rate=0.0005, final=0.0, common=0.2, sheets=0.3),
         ),
         start="small",
     ),
