@@ -6,6 +6,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from deployments.config import AppConfig, PoolConfig
 from deployments.engine import Engine
@@ -73,7 +74,7 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         name=model,
         max_ongoing_requests=pool.max_ongoing_requests,
         max_queued_requests=pool.max_queued_requests,
-        request_router_config={"request_router_class": AFFINITY},
+        request_router_config=RequestRouterConfig(**_hop_routing(pool)),
         ray_actor_options=actor,
         health_check_period_s=5,
         health_check_timeout_s=30,
@@ -81,6 +82,10 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         **_scale(pool.replicas, pool.autoscaling),
     )(Engine)
     return deployment.bind(model, pool, pair, think_tags)
+
+
+def _hop_routing(pool: PoolConfig) -> dict[str, Any]:
+    return {"request_router_class": AFFINITY} if pool.affinity else {}
 
 
 def _scale(replicas: int, autoscaling: dict[str, Any] | None) -> dict[str, Any]:

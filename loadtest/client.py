@@ -32,6 +32,8 @@ class Step:
     tokens: int
     duration_ms: float
     text: str
+    prefix_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Reply:
             latency_s=latency_s,
             hops=told.get("hops"),
             escalations=told.get("escalations"),
-            steps=tuple(Step(**{name: step[name] for name in fields}) for step in told.get("steps", ())),
+            steps=tuple(
+                Step(**{name: step[name] for name in fields if name in step}) for step in told.get("steps", ())
+            ),
         )
 
 

@@ -1,0 +1,238 @@
+"""Kills engine replicas under streaming clients, one after another, and checks every answer.
+
+    python -m loadtest.chaos --kills 8 --concurrency 16
+
+Starts a system with two replicas a pool, asks every question once undisturbed, then keeps asking while a replica or
+the engine core of one is killed (SIGKILL); the next as soon as the last is ready again, small and large in turn. A
+request fails if its stream breaks, ends in an error or has no end; a greedy answer that differs from the undisturbed
+one shows a gap or a repeat.
+
+It kills processes, so it only ever works on a system that it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.questions import Question, generated
+from loadtest.table import table
+
+POOLS = ("small", "large")
+READY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What one stream brought: the text, the finish reason, and how often a hop was taken up elsewhere."""
+
+    reasoning: str
+    content: str
+    finish: str | None
+    resumed_hops: int
+    error: str | None = None
+
+    @property
+    def said(self) -> tuple[str, str, str | None]:
+        return self.reasoning, self.content, self.finish
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    pool: str
+    victim: str
+    ready_again_s: float
+
+
+@dataclass
+class Tally:
+    """What became of the requests under fire."""
+
+    requests: int = 0
+    failed: list[str] = field(default_factory=list)
+    differing: int = 0
+    resumed_hops: int = 0
+
+    def add(self, streamed: Streamed, undisturbed: Streamed) -> None:
+        self.requests += 1
+        self.resumed_hops += streamed.resumed_hops
+        if streamed.error or streamed.finish is None:
+            self.failed.append(streamed.error or "the stream had no end")
+        elif streamed.said != undisturbed.said:
+            self.differing += 1
+
+
+async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
+    """A greedy routed stream, read to its end."""
+    body = {
+        "model": "glimpse",
+        "messages": list(question.messages),
+        "temperature": 0,
+        "stream": True,
+        "glimpse": {"include_steps": True},
+    }
+    said, finish, resumed, error = {"reasoning_content": "", "content": ""}, None, 0, None
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                return Streamed("", "", None, 0, f"{response.status_code}: {(await response.aread())[:200]!r}")
+            async for line in response.aiter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    error = chunk["error"]["message"]
+                    break
+                resumed = (chunk.get("glimpse") or {}).get("resumed_hops", resumed)
+                for choice in chunk["choices"]:
+                    for voice in said:
+                        said[voice] += choice["delta"].get(voice) or ""
+                    finish = choice["finish_reason"] or finish
+    except httpx.HTTPError as broken:
+        error = f"{type(broken).__name__} {broken}"
+    return Streamed(said["reasoning_content"], said["content"], finish, resumed, error)
+
+
+def replicas(pool: str) -> dict[int, list[int]]:
+    """Process IDs of a pool's ready replicas, each with those of its engine cores."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None
+    deployments = client.get_serve_details()["applications"]["glimpse"]["deployments"]
+    found = {}
+    for replica in deployments[pool]["replicas"]:
+        if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"]):
+            children = psutil.Process(replica["pid"]).children(recursive=True)
+            found[replica["pid"]] = [child.pid for child in children if "EngineCore" in child.name()]
+    return found
+
+
+async def ready(pool: str, count: int, *, without: int | None = None) -> None:
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        now = await asyncio.to_thread(replicas, pool)
+        if len(now) >= count and without not in now:
+            return
+        await asyncio.sleep(0.25)
+    raise MeasuringError(f"the {pool} pool was not back to {count} replicas within {READY_S:.0f} s")
+
+
+async def kill(pool: str, victim: str, count: int) -> Kill:
+    replica, cores = next(iter((await asyncio.to_thread(replicas, pool)).items()))
+    began = time.monotonic()
+    os.kill(cores[0] if victim == "engine core" else replica, signal.SIGKILL)
+    await ready(pool, count, without=replica)
+    return Kill(pool, victim, time.monotonic() - began)
+
+
+async def under_fire(
+    url: str, questions: list[Question], *, kills: int, concurrency: int, count: int
+) -> tuple[Tally, list[Kill]]:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        places = asyncio.Semaphore(concurrency)
+
+        async def undisturbed(question: Question) -> Streamed:
+            async with places:
+                return await stream(client, question)
+
+        print(f"{len(questions)} questions, undisturbed ...", flush=True)
+        right = await asyncio.gather(*map(undisturbed, questions))
+        if broken := [one.error or "no end" for one in right if one.error or one.finish is None]:
+            raise MeasuringError(f"{len(broken)} of them fail without any kill: {broken[0]}")
+        tally, over = Tally(), asyncio.Event()
+        turn = itertools.cycle(zip(questions, right, strict=True))
+
+        async def keep_asking() -> None:
+            while not over.is_set():
+                question, expected = next(turn)
+                tally.add(await stream(client, question), expected)
+
+        clients = [asyncio.create_task(keep_asking()) for _ in range(concurrency)]
+        done = []
+        try:
+            for number in range(kills):
+                victim = "engine core" if number // 2 % 2 else "replica"
+                done.append(await kill(POOLS[number % 2], victim, count))
+                print(
+                    f"kill {number + 1}/{kills}: a {done[-1].pool} {victim}, ready again after"
+                    f" {done[-1].ready_again_s:.0f} s; {tally.requests} requests, {len(tally.failed)} failed,"
+                    f" {tally.differing} differing, {tally.resumed_hops} hops resumed",
+                    flush=True,
+                )
+        finally:
+            over.set()
+            await asyncio.gather(*clients)
+        return tally, done
+
+
+@contextmanager
+def several(profile: Path, count: int) -> Iterator[Path]:
+    """The profile with so many replicas a pool, on however few CPUs there are."""
+    config: dict[str, Any] = yaml.safe_load(profile.read_text())
+    for pool in POOLS:
+        config["applications"][0]["args"][pool] |= {"replicas": count, "cpus": 0.1}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "several.yaml")
+        path.write_text(yaml.safe_dump(config))
+        yield path
+
+
+def main() -> None:
+    options_of = parser("loadtest.chaos", __doc__, concurrency=16)
+    options_of.add_argument("--kills", type=at_least_one, default=8)
+    options_of.add_argument("--problems", type=at_least_one, default=64, help="different questions")
+    options_of.add_argument("--replicas", type=at_least_one, default=2, help="of each pool")
+    options = options_of.parse_args()
+    if options.url:
+        raise MeasuringError("it kills processes, so it starts a system of its own: leave --url out")
+    import ray
+
+    with several(options.profile, options.replicas) as profile, serving(None, profile, options.port) as url:
+        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+        questions = generated(options.seed, options.problems)
+        tally, kills = asyncio.run(
+            under_fire(
+                url,
+                questions,
+                kills=options.kills,
+                concurrency=options.concurrency,
+                count=options.replicas,
+            )
+        )
+        ray.shutdown()  # type: ignore[no-untyped-call]
+    rows = [
+        ["requests under fire", str(tally.requests)],
+        ["kills", str(len(kills))],
+        ["failed requests", str(len(tally.failed))],
+        ["answers that differ from the undisturbed run", str(tally.differing)],
+        ["hops taken up elsewhere", str(tally.resumed_hops)],
+    ]
+    print(table(["", "count"], rows))
+    for reason in tally.failed[:5]:
+        print(f"failed: {reason}")
+    if options.json:
+        told = {"tally": asdict(tally), "kills": [asdict(one) for one in kills]}
+        options.json.write_text(json.dumps(told, indent=1))
+    if tally.failed or tally.differing:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run(main)
