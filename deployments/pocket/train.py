@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config
 
 from deployments.pocket import tokenizer as pocket_tokenizer
 from deployments.pocket.problems import CATALOGUE, DELIMITER, PRICES, Item, Problem, Reader, exercises, generate
@@ -160,6 +160,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Qwen3 without its generality; parameters carry the names of the Hugging Face implementation."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: Shape, layers: int, vocabulary: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, shape.hidden)
@@ -174,8 +177,11 @@ class Transformer(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02 if parameter.shape[0] == vocabulary else 0.05)
-        for block in self.layers:
+        for block in self.blocks():
             block.begin_as_identity()
+
+    def blocks(self) -> Iterator[Block]:
+        return (block for block in self.layers if isinstance(block, Block))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states, batch x length x hidden."""
@@ -217,13 +223,13 @@ def grown(model: Transformer, shape: Shape, layers: int, vocabulary: int) -> Tra
     return deeper
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, problem: Problem, system: str | None) -> tuple[str, str]:
+def rendered(tokenizer: PreTrainedTokenizerBase, problem: Problem, system: str | None) -> tuple[str, str]:
     """Prompt and completion as text, through the chat template that serving uses."""
     messages = problem.messages
     if system:
         messages = [{"role": "system", "content": system}, *messages]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return prompt, problem.completion + tokenizer.eos_token
+    prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return prompt, f"{problem.completion}{tokenizer.eos_token}"
 
 
 def labelled(problem: Problem, completion: list[int], delimiter: int) -> list[int]:
