@@ -12,9 +12,9 @@ from system import System, start
 
 @pytest.fixture(scope="session")
 def system() -> Iterator[System]:
-    """Set GLIMPROUTER_TEST_URL (and GLIMPROUTER_TEST_RAY) to use a system that runs already."""
+    """Set GLIMPROUTER_TEST_URL to use a system that runs already."""
     if url := os.environ.get("GLIMPROUTER_TEST_URL"):
-        yield System(url, os.environ.get("GLIMPROUTER_TEST_RAY", "auto"), None)
+        yield System(url, None)
         return
     running = start()
     yield running

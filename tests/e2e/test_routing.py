@@ -96,8 +96,8 @@ async def test_usage_is_what_the_engines_counted(
 async def test_a_sampled_request_is_the_same_for_the_same_seed(client: httpx.AsyncClient) -> None:
     question = problems(1, seed=5)[0].question
     drawn = {"temperature": 1.0, "max_tokens": 120}
-    first, again = [await ask(client, question, seed=11, **drawn) for _ in range(2)]
-    other = await ask(client, question, seed=12, **drawn)
+    first, again = [await ask(client, question, "small", seed=11, **drawn) for _ in range(2)]
+    other = await ask(client, question, "small", seed=12, **drawn)
     assert said(first) == said(again)
     assert said(first) != said(other)
 
