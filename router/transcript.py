@@ -19,10 +19,10 @@ from router.request import FinishReason, Model, ModelUsage, Sampling
 class Task:
     """What stays the same while a request is written.
 
-    answer_by: who writes the answer. plain: the pair has no think tags, so all is one text. closing: IDs that end
-    the thinking when the router does it, per vocabulary. carries_lengths: whether a step has as many tokens for
-    one model as for the other. deadline: on the monotonic clock, in
-    seconds. dispensable: models that the other one may stand in for when they can't answer.
+    answer_by: who writes the answer. deadline: on the monotonic clock, in seconds. plain: the pair has no think
+    tags, so all is one text. closing: IDs that end the thinking when the router does it, per vocabulary.
+    carries_lengths: whether a step has as many tokens for one model as for the other. dispensable: models that the
+    other one may stand in for when they can't answer.
     """
 
     id: str
@@ -92,7 +92,9 @@ class Transcript:
     def next(self) -> tuple[Model, Hop]:
         """Who writes on, and from where: a turn of the thinking, or the answer."""
         if not self.thinking:
-            return self.answer_by, replace(self._hop(self.answer_by), thinking=False)
+            writer = self.answer_by
+            self.large_share_spent |= writer != self.task.answer_by and self.degraded is None
+            return writer, replace(self._hop(writer), thinking=False)
         turn = self.policy.turn(self.last, self.large_share)
         return turn.model, self._think(turn)
 
@@ -200,17 +202,17 @@ class Transcript:
         self.resumed_hops += end.resumed
         self.discarded_tokens += end.discarded_tokens
         self._glimpse = end.glimpse
-        if end.ending in (Ending.LIMIT, Ending.STOP) or (end.ending is Ending.TEXT and self._text_is_over(answering)):
-            self.finish("length" if end.ending is Ending.LIMIT else "stop")
+        text_over = end.ending is Ending.TEXT and (self.task.plain or answering)
+        if text_over or end.ending is Ending.STOP:
+            self.finish("stop")
+        elif end.ending is Ending.LIMIT:
+            self.finish("length")
         elif end.ending is Ending.THOUGHT:
             self.thinking = False
         elif end.ending in (Ending.REPEAT, Ending.BUDGET, Ending.TEXT) or self.steps >= self.task.budget.steps:
             self._close_thinking()
         if self.finish_reason is None and self.committed_tokens >= self.task.budget.tokens:
             self.finish("length")
-
-    def _text_is_over(self, answering: bool) -> bool:
-        return self.task.plain or answering
 
     def _close_thinking(self) -> None:
         self.thinking = False
