@@ -89,8 +89,9 @@ async def test_a_client_that_hangs_up_frees_both_engines(
     for attempt in range(8):
         async with client.stream("POST", "/v1/completions", json=asked | {"seed": attempt}, headers=header) as response:
             assert response.status_code == 200
-            async for _ in response.aiter_bytes():
-                break
+            # Held on to: letting go of it hangs up.
+            arriving = response.aiter_bytes()
+            await anext(arriving)
             running = [(await system.account(m))["running_requests"] for m in ("small", "large")]
         seen += sum(running)
         assert await settled(system, within_s=1.0) == {"small": 0, "large": 0}
