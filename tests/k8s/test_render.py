@@ -53,7 +53,7 @@ def test_another_profile_makes_it_out_of_date(render, tmp_path, monkeypatch):
     assert render.main() == 0
     monkeypatch.setattr(sys, "argv", ["render", "--check"])
     assert render.main() == 0
-    profile.write_text(profile.read_text().replace("threshold: 1.0", "threshold: 0.9"))
+    profile.write_text(profile.read_text().replace("threshold: 0.5", "threshold: 0.9"))
     assert render.main() == 1
     profile.write_text(profile.read_text().replace("threshold", "treshold"))
     with pytest.raises(ValidationError, match=r"routing\.treshold"):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from router.hop import Chunk, End, Hop, Run, unpack
@@ -180,9 +180,11 @@ thoughts = st.lists(st.text("a🙂é\n.", max_size=8), max_size=6).map(".\n\n".j
 )
 @settings(max_examples=60, deadline=None)
 async def test_no_character_is_ever_halved(thought: str, answer: str, chunk: int, hard: frozenset[int]) -> None:
+    # A model in circles is stopped, and what the script says from there on is no longer whole.
+    assume(not _circles(thought))
     service, _ = router(thought + "</think>" + answer + "<end>", chunk=chunk, hard=hard)
     told = await events(service, chat())
-    if told[-1].finish_reason == "stop" and "</think>" not in thought and not _circles(thought):
+    if told[-1].finish_reason == "stop":
         assert voice(told, "reasoning") == thought
         assert voice(told, "content") == answer.lstrip("\n")
     assert "\ufffd" not in voice(told, "reasoning") + voice(told, "content")
