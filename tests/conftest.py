@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent / "router"))
 sys.path.insert(0, str(Path(__file__).parent / "e2e"))
 
 
-# Machines that run tests may be slow; a slow example is not a failure.
-settings.register_profile("patient", deadline=None)
+# Machines that run tests may be slow; a slow example is not a failure. In CI every run tries the same examples.
+settings.register_profile("patient", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("patient")
 
 
