@@ -127,7 +127,9 @@ class Transcript:
                     first = first or time.monotonic() - began
                 self.thinks = self.thinks or bool(delta.get("reasoning_content"))
                 told = chunk.get("glimpse") or {}
-                if (step := told.get("step")) and not (self.thinks and self.answer):
+                # The end of the thinking is a step without a word.
+                step = told.get("step")
+                if step and step["text"].strip() and not (self.thinks and self.answer):
                     self.row(step)
                 if piece := delta.get("content"):
                     self.answer += piece
