@@ -123,8 +123,8 @@ class CutStep:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The close of a hop. `glimpse` is the entropy that failed the gate; `discarded_tokens` were generated past
-    the end; `stop` the string that matched."""
+    """The close of a hop. `glimpse` is the entropy that failed the gate; `discarded_tokens` were generated past the
+    end; `resumed` counts the replicas that were lost on the way."""
 
     ending: Ending
     glimpse: float | None = None
