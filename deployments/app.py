@@ -26,6 +26,7 @@ def build(args: dict[str, Any]) -> Application:
     settings = Settings(
         pair=pair,
         models={model: pools[model].path for model in MODELS},
+        names={model: pools[model].model for model in MODELS},
         revisions={model: pools[model].revision for model in MODELS},
         think_tags=config.routing.think_tags,
         context_tokens=min(_context_tokens(pool) for pool in pools.values()),
@@ -58,6 +59,7 @@ def build(args: dict[str, Any]) -> Application:
         },
         # A router that is replaced ends its requests first.
         graceful_shutdown_timeout_s=config.limits.deadline_s + 30,
+        max_surge_percent=100,
         **_scale(config.router.replicas, config.router.autoscaling),
     )(ingress(settings))
     return router.bind(settings, engines["small"], engines["large"])
@@ -79,6 +81,7 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=30,
+        max_surge_percent=pool.surge_percent,
         **_scale(pool.replicas, pool.autoscaling),
     )(Engine)
     return deployment.bind(model, pool, pair, think_tags)

@@ -68,6 +68,27 @@ def run(
 
 
 @app.command()
+def rollout(
+    profile: Annotated[Path, typer.Argument(help="The profile that the running system shall become.")],
+) -> None:
+    """Change the system that runs on this machine to another profile; no request fails.
+
+    A new threshold (in `deployments`, as the router's `user_config`) is taken up at once. A new pair starts beside the
+    old one, so there must be room for both, and requests end on the pair they began with.
+    """
+    from deployments import launcher
+    from deployments.rollout import roll_out
+
+    if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
+        profile = named
+    try:
+        plan = launcher.read_plan(profile)
+        roll_out(plan, launcher.Console(plan.started).say)
+    except launcher.StartError as error:
+        raise _fail(error) from None
+
+
+@app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask; `-` reads it from standard input.")],
     url: Annotated[str, typer.Option(help="The server.", envvar="GLIMPROUTER_URL")] = "http://127.0.0.1:8000",

@@ -46,6 +46,12 @@ class PoolConfig(Settings):
     )
     max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
     max_queued_requests: int = Field(default=256, ge=1, description="hops that may wait in one router; then 503")
+    surge_percent: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="extra replicas, in percent and rounded up, a rolling update may start before it stops the old",
+    )
     affinity: bool = Field(default=True, description="hops of a conversation meet in one replica; else Serve's default")
     tensor_parallel: int = Field(default=1, ge=1)
     gpus: float | None = Field(

@@ -116,11 +116,28 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
                 assert settings.large.path
             except ConfigError as error:
                 raise StartError(f"{profile}: {error}") from None
+            check_tuning(profile, application)
     http = config.get("http_options") or {}
     http = {"host": HOST, "port": PORT} | http
     http |= {"host": host} if host is not None else {}
     http |= {"port": port} if port is not None else {}
     return Plan(profile=str(profile), config=config | {"http_options": http}, verbose=verbose)
+
+
+def check_tuning(profile: Path, application: Mapping[str, Any]) -> None:
+    """Raises `StartError` if the router's `user_config` is not one."""
+    from pydantic import ValidationError
+
+    from router.deployment import Tuning
+
+    for deployment in application.get("deployments") or ():
+        if isinstance(deployment, dict) and deployment.get("name") == "router" and deployment.get("user_config"):
+            try:
+                Tuning.model_validate(deployment["user_config"])
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, ("user_config", *first["loc"])))
+                raise StartError(f"{profile}: router: {where}: {first['msg']}") from None
 
 
 def check_port(host: str, port: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -19,13 +20,14 @@ from router.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a router replica is told. Paths are folders or hub IDs.
+    """What a router replica is told. `models` are folders or hub IDs, `names` what clients see of them.
 
     context_tokens: the shorter context of the two models. patience_s: for pools that need not be waited for.
     """
 
     pair: str
     models: Mapping[Model, str]
+    names: Mapping[Model, str]
     revisions: Mapping[Model, str | None]
     think_tags: tuple[str, str] | None
     context_tokens: int
@@ -34,6 +36,17 @@ class Settings:
     body_bytes: int
     messages: int
     defaults: Defaults
+
+
+class Tuning(BaseModel):
+    """What may change while the system runs: the router's `user_config` in a profile. What is left out is as in
+    `args`; requests under way keep what they began with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    threshold: float | None = Field(default=None, ge=0)
+    answer_by: Literal["large", "small"] | None = None
+    max_large_share: float | None = Field(default=None, ge=0, le=1)
 
 
 def ingress(settings: Settings) -> type:
@@ -49,7 +62,7 @@ def ingress(settings: Settings) -> type:
     class Router:
         def __init__(self, settings: Settings, small: DeploymentHandle, large: DeploymentHandle) -> None:
             handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
-            self.service: Service = StepRouter(
+            self.service = StepRouter(
                 settings.pair,
                 _vocabularies(settings),
                 {
@@ -65,18 +78,26 @@ def ingress(settings: Settings) -> type:
                 settings.defaults,
             )
 
+        def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+            tuning = Tuning.model_validate(user_config or {})
+            self.service.tune(replace(settings.defaults, **tuning.model_dump(exclude_none=True)))
+
     return Router
 
 
 def _service() -> Service:
     replica: Any = serve.get_replica_context().servable_object
-    return replica.service
+    service: Service = replica.service
+    return service
 
 
 def _vocabularies(settings: Settings) -> dict[Model, Vocabulary]:
     return {
         model: Vocabulary.load(
-            settings.models[model], revision=settings.revisions[model], think_tags=settings.think_tags
+            settings.models[model],
+            name=settings.names[model],
+            revision=settings.revisions[model],
+            think_tags=settings.think_tags,
         )
         for model in MODELS
     }

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.budget import Budget
 from router.loop import write
@@ -64,6 +64,11 @@ class StepRouter:
             threshold=defaults.threshold,
             answer_by=defaults.answer_by,
         )
+
+    def tune(self, defaults: Defaults) -> None:
+        """From now on; requests under way keep what they began with."""
+        self._defaults = defaults
+        self.pair = replace(self.pair, threshold=defaults.threshold, answer_by=defaults.answer_by)
 
     async def ready(self) -> str | None:
         """None when both pools answer, else what is missing."""

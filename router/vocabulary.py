@@ -46,7 +46,12 @@ class Vocabulary:
 
     @classmethod
     def load(
-        cls, model: str, *, revision: str | None = None, think_tags: tuple[str, str] | None = THINK_TAGS
+        cls,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        think_tags: tuple[str, str] | None = THINK_TAGS,
     ) -> Vocabulary:
         """From a folder or a hub ID. Without `think_tags`, or where a model lacks them, it reasons in plain text."""
         from tokenizers import Tokenizer
@@ -69,7 +74,7 @@ class Vocabulary:
         special = {i for i, token in added.items() if token.special} | ends
         longest_first = sorted(added.values(), key=lambda token: len(str(token)), reverse=True)
         return cls(
-            name=model,
+            name=name or model,
             ids=ids,
             roles=roles,
             visible=[b"" if i in special else text for i, text in enumerate(texts)],

@@ -1,0 +1,134 @@
+"""Changes a running system to a profile without a failed request: `glimprouter rollout PROFILE`.
+
+What the routers can take up while they run (their `user_config`, scaling) is taken up at once. Other changes of `args`
+replace the replicas one by one. A new pair can't: a request ends on the pair it began with, so no replica of the old
+one may go while a request needs it. It starts beside the old one as an application of its own, without a route; when
+all its engines are warm the route is handed over; when no request is left in the old one's routers, that goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deployments.config import AppConfig
+from deployments.launcher import Plan, StartError, root_cause
+
+APP = "deployments.app:build"
+DRAINED_S = 1.0
+"""How often the old routers are asked; twice in a row none may have a request, as one can be on its way to them."""
+
+Say = Callable[[str], None]
+
+
+def roll_out(plan: Plan, say: Say) -> None:
+    """Changes the system on this machine's (or `RAY_ADDRESS`') Ray cluster. Raises `StartError`."""
+    client = _connect()
+    new = _ours(plan.config["applications"], plan.profile)
+    live = {
+        name: told
+        for name, told in client.get_serve_details()["applications"].items()
+        if told["deployed_app_config"]["import_path"] == APP and told["route_prefix"] is not None
+    }
+    if len(live) != 1:
+        raise StartError(f"{len(live)} applications of ours are serving there; exactly one can be changed")
+    [(name, told)] = live.items()
+    old = {key: value for key, value in told["deployed_app_config"].items() if value is not None}
+    others = [one for one in plan.config["applications"] if one is not new]
+    before, after = (AppConfig.read(one["args"]) for one in (old, new))
+    if before.fingerprint == after.fingerprint:
+        say(f"Updating {name} in place (pair {after.fingerprint})")
+        _deploy(client, plan, [new | {"name": name}, *others])
+        _wait_until_running(name, say)
+        return
+    route = told["route_prefix"]
+    incoming = new | {"name": f"glimpse-{after.fingerprint}"}
+    say(f"Starting pair {after.fingerprint} beside {before.fingerprint}")
+    try:
+        _deploy(client, plan, [old, incoming | {"route_prefix": None}, *others])
+        _wait_until_running(incoming["name"], say)
+    except BaseException:
+        _deploy(client, plan, [old, *others])
+        raise
+    _deploy(client, plan, [old | {"route_prefix": None}, incoming | {"route_prefix": route}, *others])
+    say(f"New requests go to {incoming['name']}; {name} ends those it has")
+    _wait_until_drained(client, name, before.limits.deadline_s, say)
+    _deploy(client, plan, [incoming | {"route_prefix": route}, *others])
+    say(f"{name} is gone")
+
+
+def _connect() -> Any:
+    import ray
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+        return _get_global_client(raise_if_no_controller_running=True)
+    except (ConnectionError, RayServeException):
+        raise StartError("no system is running on this machine; `glimprouter run` starts one") from None
+
+
+def _ours(applications: list[dict[str, Any]], profile: str) -> dict[str, Any]:
+    found = [one for one in applications if one["import_path"] == APP]
+    if len(found) != 1:
+        raise StartError(f"{profile}: {len(found)} applications have import_path {APP}; it needs exactly one")
+    return found[0]
+
+
+def _deploy(client: Any, plan: Plan, applications: list[Mapping[str, Any]]) -> None:
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        client.deploy_apps(ServeDeploySchema.model_validate(plan.config | {"applications": applications}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StartError(f"{plan.profile}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _wait_until_running(name: str, say: Say) -> None:
+    from ray import serve
+
+    told: dict[str, str] = {}
+    while True:
+        application = serve.status().applications[name]
+        for deployment, overview in application.deployments.items():
+            state = str(overview.status.value).lower()
+            if told.get(deployment) != state:
+                say(f"{name} {deployment} {state}")
+                told[deployment] = state
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            failed = (one.message for one in application.deployments.values() if "fail" in one.message.lower())
+            raise StartError(f"{name} did not come up: {root_cause(next(failed, application.message))}")
+        if application.status == "RUNNING":
+            return
+        time.sleep(0.5)
+
+
+def _wait_until_drained(client: Any, name: str, deadline_s: float, say: Say) -> None:
+    """Returns once none of the application's routers has a request, at the latest when all must have ended."""
+    until, quiet, told = time.monotonic() + deadline_s, 0, -1
+    while quiet < 2 and time.monotonic() < until:
+        left = _requests(client.get_serve_details()["applications"][name]["deployments"]["router"]["replicas"])
+        quiet = quiet + 1 if left == 0 else 0
+        if left != told:
+            say(f"{name} has {left} requests left")
+            told = left
+        time.sleep(DRAINED_S)
+
+
+def _requests(routers: list[Mapping[str, Any]]) -> int:
+    import ray
+
+    left = 0
+    for router in routers:
+        try:
+            actor = ray.get_actor(router["actor_name"], namespace="serve")
+            ongoing: Any = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
+            left += int(ongoing)
+        except (ValueError, ray.exceptions.RayActorError):
+            continue  # it has ended since
+    return left

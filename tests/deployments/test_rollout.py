@@ -1,0 +1,98 @@
+"""What a rollout tells Serve to do, in which order; the served rollout is in tests/e2e."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments import launcher, rollout
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "deployments" / "profiles" / "pocket.yaml"
+
+
+class Cluster:
+    """Stands in for Serve's client: remembers every configuration it was given as (name, route) pairs."""
+
+    def __init__(self, application: dict[str, Any]) -> None:
+        self.deployed: list[list[tuple[str, str | None]]] = []
+        self.configs: list[Any] = []
+        self.running = [application]
+
+    def get_serve_details(self) -> dict[str, Any]:
+        told = {
+            one["name"]: {
+                "deployed_app_config": one,
+                "route_prefix": one.get("route_prefix", "/"),
+                "deployments": {"router": {"replicas": []}},
+            }
+            for one in self.running
+        }
+        return {"applications": told}
+
+    def deploy_apps(self, config: Any) -> None:
+        self.configs.append(config)
+        self.deployed.append([(one.name, one.route_prefix) for one in config.applications])
+        self.running = [one.model_dump(exclude_unset=True) for one in config.applications]
+
+
+@pytest.fixture
+def plan() -> launcher.Plan:
+    return launcher.read_plan(POCKET)
+
+
+@pytest.fixture
+def cluster(plan: launcher.Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster(plan.config["applications"][0])
+    monkeypatch.setattr(rollout, "_connect", lambda: cluster)
+    monkeypatch.setattr(rollout, "_wait_until_running", lambda name, say: None)
+    monkeypatch.setattr(rollout, "DRAINED_S", 0.0)
+    return cluster
+
+
+def profile(folder: Path, **changes: Any) -> Path:
+    config = yaml.safe_load(POCKET.read_text())
+    config["applications"][0] |= changes.pop("application", {})
+    for pool, change in changes.items():
+        config["applications"][0]["args"][pool] |= change
+    path = folder / "profile.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_the_same_pair_is_updated_in_place(cluster: Cluster, tmp_path: Path) -> None:
+    tuned = {"deployments": [{"name": "router", "user_config": {"threshold": 1.5}}]}
+    rollout.roll_out(launcher.read_plan(profile(tmp_path, application=tuned)), lambda line: None)
+    assert cluster.deployed == [[("glimpse", "/")]]
+    assert cluster.configs[0].applications[0].deployments[0].user_config == {"threshold": 1.5}
+
+
+def test_a_new_pair_gets_the_route_only_beside_the_old_one_and_the_old_one_goes_last(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    rollout.roll_out(launcher.read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
+    staged, switched, left = cluster.deployed
+    ((old, route), (new, none)) = staged
+    assert (old, route, none) == ("glimpse", "/", None)
+    assert switched == [(old, None), (new, "/")]
+    assert left == [(new, "/")]
+
+
+def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(name: str, say: rollout.Say) -> None:
+        raise launcher.StartError("no GPU")
+
+    monkeypatch.setattr(rollout, "_wait_until_running", fails)
+    with pytest.raises(launcher.StartError, match="no GPU"):
+        rollout.roll_out(launcher.read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
+    assert cluster.deployed[-1] == [("glimpse", "/")]
+
+
+@pytest.mark.parametrize("bad", [{"threshold": -1}, {"thresold": 1}, {"answer_by": "both"}])
+def test_a_bad_user_config_is_one_line_that_names_the_field(tmp_path: Path, bad: dict[str, Any]) -> None:
+    tuned = {"deployments": [{"name": "router", "user_config": bad}]}
+    with pytest.raises(launcher.StartError, match=rf"router: user_config\.{next(iter(bad))}: "):
+        launcher.read_plan(profile(tmp_path, application=tuned))
