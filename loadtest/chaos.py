@@ -32,25 +32,11 @@ import yaml
 
 from loadtest.command import MeasuringError, at_least_one, parser, run, serving
 from loadtest.questions import Question, generated
+from loadtest.streamed import Streamed, stream
 from loadtest.table import table
 
 POOLS = ("small", "large")
 READY_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """What one stream brought: the text, the finish reason, and how often a hop was taken up elsewhere."""
-
-    reasoning: str
-    content: str
-    finish: str | None
-    resumed_hops: int
-    error: str | None = None
-
-    @property
-    def said(self) -> tuple[str, str, str | None]:
-        return self.reasoning, self.content, self.finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +62,6 @@ class Tally:
             self.failed.append(streamed.error or "the stream had no end")
         elif streamed.said != undisturbed.said:
             self.differing += 1
-
-
-async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
-    """A greedy routed stream, read to its end."""
-    body = {
-        "model": "glimpse",
-        "messages": list(question.messages),
-        "temperature": 0,
-        "stream": True,
-        "glimpse": {"include_steps": True},
-    }
-    said, finish, resumed, error = {"reasoning_content": "", "content": ""}, None, 0, None
-    try:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                return Streamed("", "", None, 0, f"{response.status_code}: {(await response.aread())[:200]!r}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    error = chunk["error"]["message"]
-                    break
-                resumed = (chunk.get("glimpse") or {}).get("resumed_hops", resumed)
-                for choice in chunk["choices"]:
-                    for voice in said:
-                        said[voice] += choice["delta"].get(voice) or ""
-                    finish = choice["finish_reason"] or finish
-    except httpx.HTTPError as broken:
-        error = f"{type(broken).__name__} {broken}"
-    return Streamed(said["reasoning_content"], said["content"], finish, resumed, error)
 
 
 def replicas(pool: str) -> dict[int, list[int]]:

@@ -1,0 +1,70 @@
+"""A routed stream as a client reads it, to its very end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from loadtest.questions import Question
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What one stream brought: the text, the finish reason, how often a hop was taken up elsewhere, and the pair and
+    the threshold it was written with."""
+
+    reasoning: str
+    content: str
+    finish: str | None
+    resumed_hops: int
+    error: str | None = None
+    pair: str = ""
+    threshold: float | None = None
+
+    @property
+    def said(self) -> tuple[str, str, str | None]:
+        return self.reasoning, self.content, self.finish
+
+
+async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
+    """A greedy routed stream, read to its end."""
+    body = {
+        "model": "glimpse",
+        "messages": list(question.messages),
+        "temperature": 0,
+        "stream": True,
+        "glimpse": {"include_steps": True},
+    }
+    said = {"reasoning_content": "", "content": ""}
+    told: dict[str, Any] = {}
+    finish = error = None
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                return Streamed("", "", None, 0, f"{response.status_code}: {(await response.aread())[:200]!r}")
+            async for line in response.aiter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    error = chunk["error"]["message"]
+                    break
+                told |= chunk.get("glimpse") or {}
+                for choice in chunk["choices"]:
+                    for voice in said:
+                        said[voice] += choice["delta"].get(voice) or ""
+                    finish = choice["finish_reason"] or finish
+    except httpx.HTTPError as broken:
+        error = f"{type(broken).__name__} {broken}"
+    return Streamed(
+        said["reasoning_content"],
+        said["content"],
+        finish,
+        told.get("resumed_hops", 0),
+        error,
+        told.get("pair", ""),
+        told.get("threshold"),
+    )
