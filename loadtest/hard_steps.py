@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.config import PoolConfig
 from loadtest.client import Client, Served, each
 from loadtest.command import MeasuringError
 from loadtest.intervals import auroc
@@ -58,7 +59,7 @@ def tokenizer_of(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(PoolConfig(model=name).path)
     except (OSError, ValueError):
         raise MeasuringError(
             f"the small model's tokenizer is not at {name!r}; give its folder with --tokenizer, or --no-auroc"
