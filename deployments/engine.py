@@ -26,8 +26,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig
+from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
 from router.request import Model, Sampling
@@ -75,7 +77,9 @@ class Engine:
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
         self._counts: list[TokenCount] = []
-        self._engine = AsyncLLM.from_engine_args(_engine_args(pool), stat_loggers=[self._count])
+        self._engine = AsyncLLM.from_engine_args(
+            _engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
+        )
         self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
         known = self._engine.model_config.get_vocab_size()
@@ -186,7 +190,8 @@ class Engine:
         request = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}"
         inputs = tokens_input(prompt, cache_salt=hop.tenant or None)
         try:
-            async with aclosing(self._engine.generate(inputs, self._params(hop, run), request)) as outputs:
+            params, trace = self._params(hop, run), hop.trace or None
+            async with aclosing(self._engine.generate(inputs, params, request, trace_headers=trace)) as outputs:
                 async for output in outputs:
                     yield output
         except (EngineDeadError, EngineGenerateError) as error:
@@ -272,13 +277,18 @@ class Engine:
             engine.shutdown()
 
 
-def _engine_args(pool: PoolConfig) -> AsyncEngineArgs:
+def _engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_logprobs": TOP, "logprobs_mode": "raw_logprobs"}
+    if tracing.active():
+        # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()
+        options["otlp_traces_endpoint"] = tracing.endpoint()
     return AsyncEngineArgs(
         model=pool.path,
         revision=pool.revision,
         dtype=pool.dtype,  # type: ignore[arg-type]
         max_model_len=pool.max_model_len,  # type: ignore[arg-type]
         tensor_parallel_size=pool.tensor_parallel,
+        served_model_name=role,  # what its metrics are labelled with
         **(options | pool.engine),
     )

@@ -35,6 +35,7 @@ import yaml
 
 from deployments import lifeline
 from deployments.config import AppConfig, ConfigError
+from router import tracing
 
 ENVIRONMENT: dict[str, str] = {
     # Ray, Serve and OpenMP read these at import or at process start, so no config file can carry them: whatever
@@ -170,7 +171,8 @@ def supervise(plan: Plan, parent: int | None = None) -> int:
         json.dumps(asdict(replace(plan, supervisor=os.getpid()))),
     ]
     # A process group of its own, or Ctrl-C would hit Ray's processes at the same time as us.
-    starter = subprocess.Popen(command, env=ENVIRONMENT | os.environ, process_group=0)
+    environment = ENVIRONMENT | (tracing.SERVE_ENVIRONMENT if tracing.endpoint() else {}) | os.environ
+    starter = subprocess.Popen(command, env=environment, process_group=0)
     asked = 0
 
     def stop(signum: int, frame: FrameType | None) -> None:

@@ -9,12 +9,15 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.handle import DeploymentHandle
 
 from router.api.routes import build
+from router.observation import write_requests_to
 from router.pools import ServedPool
 from router.request import MODELS, Model, Service
 from router.service import Defaults, StepRouter
+from router.telemetry import Observed
 from router.vocabulary import Vocabulary
 
 
@@ -62,7 +65,8 @@ def ingress(settings: Settings) -> type:
     class Router:
         def __init__(self, settings: Settings, small: DeploymentHandle, large: DeploymentHandle) -> None:
             handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
-            self.service = StepRouter(
+            write_requests_to(get_serve_logs_dir(), serve.get_replica_context().replica_id.unique_id)
+            self.router = StepRouter(
                 settings.pair,
                 _vocabularies(settings),
                 {
@@ -77,10 +81,11 @@ def ingress(settings: Settings) -> type:
                 settings.context_tokens,
                 settings.defaults,
             )
+            self.service: Service = Observed(self.router)
 
         def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
             tuning = Tuning.model_validate(user_config or {})
-            self.service.tune(replace(settings.defaults, **tuning.model_dump(exclude_none=True)))
+            self.router.tune(replace(settings.defaults, **tuning.model_dump(exclude_none=True)))
 
     return Router
 

@@ -62,6 +62,7 @@ class Hop:
     glimpses: report entropies even without a gate.
     timeout_s: seconds that the hop may take.
     conversation: hops of one conversation go to the replica that holds its prefix.
+    trace: W3C headers of the hop's span; empty where the request has none.
     """
 
     pair: str

@@ -23,6 +23,8 @@ from ray.serve.handle import DeploymentHandle
 
 from router.hop import Chunk, Hop, HopLost, StrangePair
 from router.request import Model, Refusal, Unavailable
+from router.telemetry import Watch
+from router.tracing import within
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,10 +55,12 @@ class ServedPool:
         """The hop's chunks. A hop whose replica is lost goes on elsewhere from what was passed on already, so the
         caller sees neither a gap nor a repeat."""
         deadline, resumed = time.monotonic() + hop.timeout_s, 0
+        watch = Watch(self._model, hop)
         while True:
             try:
-                async with aclosing(self._attempt(hop, deadline)) as chunks:
+                async with watch, aclosing(self._attempt(watch.hop, deadline)) as chunks:
                     async for chunk in chunks:
+                        watch.took(chunk)
                         hop = hop.after(chunk)
                         yield chunk if chunk.end is None else replace(chunk, end=replace(chunk.end, resumed=resumed))
                 return
@@ -65,6 +69,7 @@ class ServedPool:
                 logger.warning("%s hop of %s lost (%s)", self._model, hop.request, type(error).__name__)
                 if resumed >= self._attempts:
                     raise Unavailable(self._model) from error
+                watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
                 await asyncio.sleep(PAUSE_S * 2**resumed)
             except RayTaskError as error:
                 # The exception a replica raised arrives wrapped; its cause is the one that was meant.
@@ -103,7 +108,8 @@ class ServedPool:
         handle = self._of(hop)
         left = deadline - time.monotonic()
         if hop.streaming or self._patience_s is not None:
-            chunks = handle.options(stream=True).stream.remote(hop)
+            with within(hop.trace):
+                chunks = handle.options(stream=True).stream.remote(hop)
             patience = left if self._patience_s is None else min(left, self._patience_s)
             try:
                 while True:
@@ -117,7 +123,8 @@ class ServedPool:
                 # Leaving the loop does not stop the replica; this does, and costs nothing once it is done.
                 chunks.cancel()
         else:
-            response = handle.write.remote(hop)
+            with within(hop.trace):
+                response = handle.write.remote(hop)
             try:
                 async with asyncio.timeout(left):
                     chunk = await response

@@ -41,7 +41,6 @@ class Task:
     glimpses: bool = False
     tenant: str = ""
     conversation: str = ""
-    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,6 @@ class Transcript:
             request=task.id,
             tenant=task.tenant,
             conversation=task.conversation,
-            trace=task.trace,
         )
 
     def _hop_seed(self, model: Model, position: int) -> int | None:

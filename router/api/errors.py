@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # Not typing's: pydantic, which documents these, can't read that one before Python 3.12.
 from typing_extensions import TypedDict
 
+from router.observation import refused
 from router.request import Refusal
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def unexpected() -> Refusal:
 
 async def on_refusal(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
+    refused(exc)
     return response(exc)
 
 

@@ -21,6 +21,7 @@ from router.api.request_id import RequestId
 from router.api.stream import Chunks, EventStream, TextChunks
 from router.page import routes as page
 from router.request import MODELS, Refusal, Service
+from router.telemetry import Observer
 
 B = TypeVar("B", schema.ChatCompletion, schema.Completion)
 Whole = Callable[[reply.Head, reply.Written, bool], Mapping[str, object]]
@@ -46,7 +47,11 @@ def build(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(RequestId, stamp=stamp_request_id), Middleware(errors.Unexpected)],
+        middleware=[
+            Middleware(RequestId, stamp=stamp_request_id),
+            Middleware(Observer),
+            Middleware(errors.Unexpected),
+        ],
         exception_handlers={
             Refusal: errors.on_refusal,
             HTTPException: errors.on_http_exception,

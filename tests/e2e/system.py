@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ class System:
 
     url: str
     starter: subprocess.Popen[str] | None
+    metrics_url: str = ""
 
     def handle(self, model: str) -> Any:
         import ray
@@ -47,7 +49,7 @@ class System:
         self.starter.wait(60)
 
 
-def start(profile: str = "deployments/profiles/pocket.yaml") -> System:
+def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str) -> System:
     """What `make run` does after it has installed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,6 +58,7 @@ def start(profile: str = "deployments/profiles/pocket.yaml") -> System:
     starter = subprocess.Popen(
         command,
         cwd=ROOT,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,7 +82,8 @@ def start(profile: str = "deployments/profiles/pocket.yaml") -> System:
     if "Serving on " not in told:
         starter.kill()
         pytest.fail(f"the system did not start:\n{told}")
-    return System(f"http://127.0.0.1:{port}", starter)
+    metrics = next(line.split()[-1] for line in lines if line.startswith("Metrics on "))
+    return System(f"http://127.0.0.1:{port}", starter, metrics)
 
 
 async def settled(system: System, *, within_s: float) -> dict[str, int]:

@@ -1,0 +1,92 @@
+"""A real OTLP receiver: a gRPC server that keeps every span it is sent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
+
+
+@dataclass(frozen=True)
+class Span:
+    """Times are nanoseconds since the epoch; `process` tells processes apart."""
+
+    trace: str
+    id: str
+    parent: str
+    name: str
+    began: int
+    ended: int
+    failed: bool
+    links: tuple[str, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ms(self) -> float:
+        return (self.ended - self.began) / 1e6
+
+
+class Receiver(services.TraceServiceServicer):
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._lock = threading.Lock()
+        self.endpoint = ""
+
+    def Export(self, request: Any, context: Any) -> Any:
+        with self._lock:
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    self._spans += [_read(span) for span in scope.spans]
+        return messages.ExportTraceServiceResponse()
+
+    def trace(self, id: str) -> list[Span]:
+        """Every span of a trace that has come so far."""
+        with self._lock:
+            return [span for span in self._spans if span.trace == id]
+
+    def complete(self, id: str, *, within_s: float = 20.0) -> list[Span]:
+        """A trace's spans once each one's parent is there and nothing has been added for two seconds, or those that
+        came by then."""
+        until, seen, still = time.monotonic() + within_s, -1, 0.0
+        while time.monotonic() < until:
+            spans = self.trace(id)
+            if len(spans) != seen:
+                seen, still = len(spans), time.monotonic()
+            elif spans and time.monotonic() - still > 2.0:
+                break
+            time.sleep(0.1)
+        return self.trace(id)
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    receiver, server = Receiver(), grpc.server(ThreadPoolExecutor(2))
+    services.add_TraceServiceServicer_to_server(receiver, server)
+    receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield receiver
+    finally:
+        server.stop(None)
+
+
+def _read(span: Any) -> Span:
+    return Span(
+        trace=span.trace_id.hex(),
+        id=span.span_id.hex(),
+        parent=span.parent_span_id.hex(),
+        name=span.name,
+        began=span.start_time_unix_nano,
+        ended=span.end_time_unix_nano,
+        failed=span.status.code == 2,
+        links=tuple(link.span_id.hex() for link in span.links),
+        attributes={one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes},
+    )
