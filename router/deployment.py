@@ -13,6 +13,7 @@ from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.handle import DeploymentHandle
 
 from router.api.routes import build
+from router.metrics import metrics
 from router.observation import write_requests_to
 from router.pools import ServedPool
 from router.request import MODELS, Model, Service
@@ -82,10 +83,13 @@ def ingress(settings: Settings) -> type:
                 settings.defaults,
             )
             self.service: Service = Observed(self.router)
+            metrics().large_share_target.set(settings.defaults.max_large_share)
 
         def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
             tuning = Tuning.model_validate(user_config or {})
-            self.router.tune(replace(settings.defaults, **tuning.model_dump(exclude_none=True)))
+            defaults = replace(settings.defaults, **tuning.model_dump(exclude_none=True))
+            self.router.tune(defaults)
+            metrics().large_share_target.set(defaults.max_large_share)
 
     return Router
 

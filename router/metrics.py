@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
 MOST_TENANTS = 200
 
@@ -37,6 +37,10 @@ class Metrics:
             "glimpse_time_to_first_token_seconds", "Until the first text is there.", _FIRST_TOKEN_S
         )
         self.request_seconds = Histogram("glimpse_request_seconds", "Time of a finished request.", _REQUEST_S)
+        self.large_share_target = Gauge(
+            "glimpse_large_share_target",
+            "Bound on the large model's share of the tokens, 0..1.",
+        )
         self._tenants: set[str] = set()
 
     def tenant(self, id: str) -> str:

@@ -72,10 +72,8 @@ class Observation:
     traced: bool = False
 
     @classmethod
-    def begin(cls, scope: Scope) -> Self:
-        headers = Headers(scope=scope)
-        operation = OPERATIONS[scope["path"]]
-        span = tracer().start_span(f"{operation} glimpse", parent_of(headers), SpanKind.SERVER)
+    def begin(cls, scope: Scope, operation: str) -> Self:
+        span = tracer().start_span(f"{operation} glimpse", parent_of(Headers(scope=scope)), SpanKind.SERVER)
         return cls(
             span=span,
             trace_id=f"{span.get_span_context().trace_id:032x}",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from opentelemetry.context import attach, detach
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,10 +34,13 @@ class Observer:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in OPERATIONS:
+        operation = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            operation = OPERATIONS.get(scope["path"].removeprefix(scope.get("root_path", "")))
+        if operation is None:
             await self._app(scope, receive, send)
             return
-        seen = Observation.begin(scope)
+        seen = Observation.begin(scope, operation)
         token = current.set(seen)
 
         async def noting(message: Message) -> None:
@@ -45,9 +49,11 @@ class Observer:
                 MutableHeaders(scope=message)[TRACE_HEADER] = seen.trace_id
             await send(message)
 
+        under = attach(set_span_in_context(seen.span))
         try:
             await self._app(scope, receive, noting)
         finally:
+            detach(under)
             current.reset(token)
             seen.end()
 
