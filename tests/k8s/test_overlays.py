@@ -84,8 +84,8 @@ def test_scales_with_the_second_autoscaler(overlay):
 def test_survives_its_head(overlay):
     redis = cluster(overlay)["gcsFaultToleranceOptions"]
     host, port = redis["redisAddress"].split(":")
-    service = only(overlay, "Service")
-    assert (service["metadata"]["name"], service["spec"]["ports"][0]["port"]) == (host, int(port))
+    (service,) = (one for one in kind(overlay, "Service") if one["metadata"]["name"] == host)
+    assert service["spec"]["ports"][0]["port"] == int(port)
     assert set(redis["redisPassword"]) == {"valueFrom"}
 
 
@@ -193,7 +193,10 @@ def test_pods_are_restricted(overlay):
         assert context["runAsUser"] > 0
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-        assert all(set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in pod.get("volumes", []))
+        assert all(
+            set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}
+            for volume in pod.get("volumes", [])
+        )
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}

@@ -62,6 +62,7 @@ class Recorded:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Recorded]]:
     monkeypatch.setattr(metrics, "Counter", Recorded)
     monkeypatch.setattr(metrics, "Histogram", Recorded)
+    monkeypatch.setattr(metrics, "Gauge", Recorded)
     monkeypatch.setattr(Recorded, "made", {})
     metrics.metrics.cache_clear()
     metrics.metrics()
