@@ -1,0 +1,77 @@
+"""Spans leave a process by either protocol, for a real receiver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from receiver import receiving
+
+from router import tracing
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[str]]]:
+    """An OTLP receiver over HTTP: its address, and the names of the spans it was sent."""
+    names: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+            assert self.path == "/v1/traces"
+            names.extend(
+                s.name for resource in sent.resource_spans for scope in resource.scope_spans for s in scope.spans
+            )
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", names
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def send(name: str) -> None:
+    provider = TracerProvider()
+    for processor in tracing.exporters():
+        provider.add_span_processor(processor)
+    provider.get_tracer("test").start_span(name).end()
+    provider.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_processors", [])
+
+
+def test_over_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        send("by gRPC")
+        (trace,) = receiver.traces
+        assert [span.name for span in receiver.trace(trace)] == ["by gRPC"]
+
+
+def test_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening() as (endpoint, names):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        send("by HTTP")
+        assert names == ["by HTTP"]
+
+
+def test_nowhere_if_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    assert tracing.exporters() == []
+    assert not tracing.active()
