@@ -10,11 +10,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from ray import serve
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
+    RayError,
     RayTaskError,
     WorkerCrashedError,
 )
@@ -34,6 +36,10 @@ arrives as a `RayTaskError` that is of its own type as well."""
 
 PAUSE_S = 0.05
 """Before a lost hop is tried again; doubled each time, so that Serve can notice which replica is gone."""
+
+
+CONTROLLER_S = 2.0
+"""How long Serve's controller may take to tell of a pool."""
 
 
 class ServedPool:
@@ -98,8 +104,26 @@ class ServedPool:
 
     async def ask(self, method: str, *, timeout_s: float = 5.0) -> Any:
         """One plain call to any replica, for readiness and accounts."""
-        async with asyncio.timeout(timeout_s):
-            return await getattr(self._handle, method).remote()
+        response = getattr(self._handle, method).remote()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await response
+        except BaseException:
+            # Left in Serve's queue, it would wake a pool at rest.
+            response.cancel()
+            raise
+
+    async def rests(self) -> bool:
+        """Whether the pool is at zero replicas and means to be: the next hop wakes it. Any call would wake it too, so
+        this asks Serve's controller; False where that one can't tell."""
+        try:
+            async with asyncio.timeout(CONTROLLER_S):
+                status = await asyncio.to_thread(serve.status)
+        except (RayError, TimeoutError):
+            return False
+        deployment = status.applications[self._handle.app_name].deployments[self._handle.deployment_name]
+        ready = any(count for state, count in deployment.replica_states.items() if state == "RUNNING")
+        return not ready and deployment.status in ("HEALTHY", "UPSCALING", "DOWNSCALING")
 
     def _of(self, hop: Hop) -> Any:
         return self._handle.options(session_id=hop.conversation or hop.request)

@@ -71,9 +71,11 @@ class StepRouter:
         self.pair = replace(self.pair, threshold=defaults.threshold, answer_by=defaults.answer_by)
 
     async def ready(self) -> str | None:
-        """None when both pools answer, else what is missing."""
+        """None when both pools answer, or rest at zero and can be woken; else what is missing."""
         for model in MODELS:
             try:
+                if await self._pools[model].rests():
+                    continue
                 told = await self._pools[model].ask("describe")
             except Exception as error:
                 return f"the {model} pool does not answer ({type(error).__name__})"

@@ -8,7 +8,9 @@ from contextlib import aclosing
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
+from ray.serve._private.common import DeploymentStatus
 from ray.serve.exceptions import BackPressureError
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus
 from toy import ToyModel, chunks
 
 from router import pools
@@ -57,7 +59,7 @@ class Method:
     def __init__(self, handle: "Handle") -> None:
         self._handle = handle
 
-    def remote(self, hop: Hop) -> Response:
+    def remote(self, hop: Hop | None = None) -> Response:
         self._handle.hops.append(hop)
         script = self._handle.scripts[min(len(self._handle.hops), len(self._handle.scripts)) - 1]
         self._handle.responses.append(Response(script(hop)))
@@ -71,7 +73,8 @@ class Handle:
         self.scripts = scripts
         self.hops: list[Hop] = []
         self.responses: list[Response] = []
-        self.write = self.stream = Method(self)
+        self.write = self.stream = self.describe = Method(self)
+        self.app_name, self.deployment_name = "glimpse", "large"
 
     def options(self, **_options: object) -> "Handle":
         return self
@@ -227,3 +230,40 @@ async def test_a_cancelled_request_cancels_the_replicas_call(streaming: bool) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert handle.responses[0].cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "states", "rests"),
+    [
+        ("HEALTHY", {}, True),
+        ("HEALTHY", {"RUNNING": 1}, False),
+        ("HEALTHY", {"STOPPING": 1}, True),
+        ("DOWNSCALING", {"STOPPING": 1}, True),
+        ("UPSCALING", {"STARTING": 1}, True),
+        ("UPSCALING", {"RUNNING": 1, "STARTING": 1}, False),
+        ("UPDATING", {"STARTING": 1}, False),
+        ("UNHEALTHY", {"STARTING": 1}, False),
+    ],
+)
+async def test_a_pool_rests_where_serve_wants_no_replica(
+    status: str, states: dict[str, int], rests: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = DeploymentStatusOverview(DeploymentStatus(status), "UNSPECIFIED", states, "")
+    applications = {"glimpse": ApplicationStatusOverview("RUNNING", "", 0.0, {"large": told})}
+    monkeypatch.setattr(pools.serve, "status", lambda: ServeStatus(applications=applications))
+    assert await ServedPool("large", Handle(hang), attempts=3).rests() is rests
+
+
+async def test_a_question_that_nobody_answers_is_taken_back() -> None:
+    handle = Handle(hang)
+    with pytest.raises(TimeoutError):
+        await ServedPool("large", handle, attempts=3).ask("describe", timeout_s=0.05)
+    assert handle.responses[0].cancelled == 1
+
+
+async def test_without_a_controller_nobody_knows_that_a_pool_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        raise ActorDiedError
+
+    monkeypatch.setattr(pools.serve, "status", gone)
+    assert not await ServedPool("large", Handle(hang), attempts=3).rests()

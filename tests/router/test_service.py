@@ -71,8 +71,13 @@ class Reciter:
         self.script, self.chunk, self.hard = script, chunk, hard
         self.hops: list[Hop] = []
         self.closed = 0
+        self.asleep = False
+
+    async def rests(self) -> bool:
+        return self.asleep
 
     async def ask(self, method: str) -> dict:
+        assert not self.asleep, "a probe has woken the pool"
         return {"pair": "p"}
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
@@ -337,3 +342,9 @@ async def test_a_pool_of_another_pair_is_not_ready() -> None:
 
     pools["large"].ask = another
     assert "large" in await service.ready()
+
+
+async def test_a_pool_at_rest_is_ready_and_stays_asleep() -> None:
+    service, pools = router("")
+    pools["large"].asleep = True
+    assert await service.ready() is None
