@@ -44,7 +44,7 @@ def build(args: dict[str, Any]) -> Application:
             step_tokens=config.limits.step_tokens,
             deadline_s=config.limits.deadline_s,
             dispensable=config.routing.dispensable,
-            max_requests=config.limits.max_requests,
+            max_requests=config.max_requests,
             warm_up_tokens=config.limits.warm_up_tokens,
         ),
     )

@@ -69,6 +69,12 @@ class PoolConfig(Settings):
         return 0 if _is_cpu_build() else self.tensor_parallel
 
     @property
+    def places(self) -> int:
+        """Hops at a time in all replicas, when there are as many as there may be."""
+        most = self.autoscaling.get("max_replicas", 1) if self.autoscaling else self.replicas
+        return self.max_ongoing_requests * int(most)
+
+    @property
     def path(self) -> str:
         """The folder if there is one, else the hub ID."""
         for candidate in (Path(self.model).expanduser(), ROOT / self.model):
@@ -115,8 +121,10 @@ class LimitsConfig(Settings):
     max_steps: int = Field(default=256, ge=1)
     step_tokens: int = Field(default=512, ge=1)
     deadline_s: float = Field(default=600.0, gt=0)
-    max_requests: int = Field(
-        default=256, ge=1, description="at a time in one router replica; more are refused with 429"
+    max_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="at a time in one router replica; then 429; by default as many as the smaller pool takes",
     )
     warm_up_tokens: int | None = Field(
         default=2048, ge=1, description="the large pool reads prompts of that length ahead; null: never"
@@ -157,12 +165,27 @@ class AppConfig(Settings):
             where = ".".join(str(part) for part in first["loc"]) or "args"
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             raise ConfigError(f"{where}: {first['msg']}{more}") from None
+        if config.router.max_ongoing_requests <= config.max_requests:
+            raise ConfigError(
+                f"router.max_ongoing_requests: must be above the {config.max_requests} requests that a router admits"
+                " (limits.max_requests), or the rest waits instead of being refused"
+            )
         for name, pool in (("small", config.small), ("large", config.large)):
             try:
                 _ = pool.path
             except ConfigError as error:
                 raise ConfigError(f"{name}.{error}") from None
         return config
+
+    @property
+    def max_requests(self) -> int:
+        """Requests at a time in one router replica. By default so many that each finds a place in either pool: hops
+        that wait for one are handed out by Serve a few at a time, which slows everybody down."""
+        if self.limits.max_requests is not None:
+            return self.limits.max_requests
+        scaling = self.router.autoscaling
+        routers = int(scaling.get("min_replicas", 1)) if scaling else self.router.replicas
+        return max(1, min(self.small.places, self.large.places) // max(1, routers))
 
     @property
     def fingerprint(self) -> str:

@@ -47,6 +47,7 @@ def read(pair: dict[str, Any], **sections: Any) -> AppConfig:
         ({"routing": {"answer_by": "medium"}}, "routing.answer_by"),
         ({"routing": {"think_tags": ["<think>"]}}, "routing.think_tags"),
         ({"limits": {"deadline_s": 0}}, "limits.deadline_s"),
+        ({"router": {"max_ongoing_requests": 64}}, "router.max_ongoing_requests"),
         ({"ruoting": {}}, "ruoting"),
     ],
 )
@@ -135,3 +136,22 @@ def test_how_the_pair_is_served_is_not_part_of_it(pair: dict[str, Any], tmp_path
         moved[name] = {"model": shutil.copytree(pair[name]["model"], tmp_path / "elsewhere" / name)}
     assert AppConfig.read(json.loads(json.dumps(moved, default=str))).fingerprint == before
     assert len(before) == 16
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "sections", "admitted"),
+    [
+        ({}, {}, {}, 64),
+        ({"replicas": 3}, {}, {}, 64),
+        ({"replicas": 3}, {"autoscaling": {"min_replicas": 0, "max_replicas": 2}}, {}, 128),
+        ({"replicas": 4}, {"replicas": 4}, {"router": {"replicas": 2}}, 128),
+        ({"replicas": 4}, {"replicas": 4}, {"router": {"autoscaling": {"min_replicas": 2, "max_replicas": 4}}}, 128),
+        ({"max_ongoing_requests": 2}, {}, {"router": {"replicas": 4}}, 1),
+        ({}, {}, {"limits": {"max_requests": 300}}, 300),
+    ],
+)
+def test_a_router_admits_what_the_smaller_pool_takes(
+    pair: dict[str, Any], small: dict[str, Any], large: dict[str, Any], sections: dict[str, Any], admitted: int
+) -> None:
+    pools = {"small": pair["small"] | small, "large": pair["large"] | large}
+    assert read(pools, **sections).max_requests == admitted
