@@ -48,15 +48,16 @@ SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
 
 class TokenCount(StatLoggerBase):
-    """The engine's own count of the tokens it generated, as vLLM's metrics have it."""
+    """The engine's own count of the tokens it generated and of those it prefilled, as vLLM's metrics have it."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        self.generated = 0
+        self.generated = self.prefilled = 0
         self.kv_use = 0.0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
         if iteration_stats is not None:
             self.generated += iteration_stats.num_generation_tokens
+            self.prefilled += iteration_stats.prompt_token_stats.computed
         if scheduler_stats is not None:
             self.kv_use = scheduler_stats.kv_cache_usage
 
@@ -124,13 +125,13 @@ class Engine:
         return {"role": self._role, "pair": self._pair, "context_tokens": self._context_tokens}
 
     async def account(self) -> dict[str, Any]:
-        """The engine's own counts: tokens generated since start (warm-up left out), hops written, and requests
-        that are still running."""
-        generated = sum(count.generated for count in self._counts) - self._warm_up_tokens
+        """The engine's own counts since start, warm-up left out: tokens generated, tokens prefilled (those found cached
+        are not), hops written; and requests that are still running."""
         running = self._engine.get_num_unfinished_requests()
         return {
             "replica": self._replica,
-            "generated_tokens": generated,
+            "generated_tokens": sum(count.generated for count in self._counts) - self._warm_up_generated,
+            "prefilled_tokens": sum(count.prefilled for count in self._counts) - self._warm_up_prefilled,
             "hops": self._hops,
             "running_requests": running,
             "pid": os.getpid(),
@@ -139,9 +140,12 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to `deployments.autoscaling`."""
+        requests = self._engine.get_num_unfinished_requests()
+        # An idle engine says nothing more: what it said before an abort would keep its pool from ever going to zero.
+        kv_use = max((count.kv_use for count in self._counts), default=0.0) if requests else 0.0
         return {
-            "requests": float(self._engine.get_num_unfinished_requests()),
-            "kv_use": max((count.kv_use for count in self._counts), default=0.0),
+            "requests": float(requests),
+            "kv_use": kv_use,
             "queued_tokens": float(self._engine.get_num_queued_tokens()),
         }
 
@@ -254,7 +258,8 @@ class Engine:
                 async for _ in chunks:
                     pass
         await self._engine.reset_prefix_cache()
-        self._warm_up_tokens = sum(count.generated for count in self._counts)
+        self._warm_up_generated = sum(count.generated for count in self._counts)
+        self._warm_up_prefilled = sum(count.prefilled for count in self._counts)
         self._hops = 0
         logger.info("%s engine warm after %.1f s", self._role, time.perf_counter() - began)
 
