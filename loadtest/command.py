@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
 
 PROFILE = Path(__file__).parent.parent / "deployments" / "profiles" / "pocket.yaml"
 STOP_S = 60.0
@@ -64,6 +67,17 @@ def run(command: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextmanager
+def variant(profile: Path, change: Callable[[dict[str, Any]], None]) -> Iterator[Path]:
+    """The profile with the `args` of its first application changed in place, for as long as the block lasts."""
+    config: dict[str, Any] = yaml.safe_load(profile.read_text())
+    change(config["applications"][0]["args"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "variant.yaml")
+        path.write_text(yaml.safe_dump(config))
+        yield path
 
 
 @contextmanager
