@@ -25,8 +25,8 @@ class MeasuringError(Exception):
     """One line for the user: what is wrong, and what to do about it."""
 
 
-def parser(module: str, description: str | None, *, concurrency: int) -> argparse.ArgumentParser:
-    """A parser with the options every measuring command has."""
+def parser(module: str, description: str | None, *, concurrency: int | None) -> argparse.ArgumentParser:
+    """A parser with the options every measuring command has. Without `concurrency` it has no such option."""
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,12 +37,13 @@ def parser(module: str, description: str | None, *, concurrency: int) -> argpars
     made.add_argument("--port", type=port_number, help="where to start it (default: any free port)")
     made.add_argument("--seed", type=int, default=7, help="of the problems and of all chance (default: %(default)s)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    made.add_argument(
-        "--concurrency",
-        type=at_least_one,
-        default=concurrency,
-        help="requests in flight; a latency means something only next to others of the same (default: %(default)s)",
-    )
+    if concurrency is not None:
+        made.add_argument(
+            "--concurrency",
+            type=at_least_one,
+            default=concurrency,
+            help="requests in flight; a latency means something only next to others of the same (default: %(default)s)",
+        )
     return made
 
 
@@ -50,6 +51,11 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def numbers(text: str) -> list[int]:
+    """Several of them, with commas between."""
+    return [at_least_one(word) for word in text.split(",")]
 
 
 def port_number(text: str) -> int:
@@ -87,7 +93,7 @@ def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
         yield url.rstrip("/")
         return
     # A process group of its own, or Ctrl-C would ask it to stop twice, which skips the orderly shutdown.
-    command = ("-m", "deployments.cli", "run", str(profile), "--port", str(port or _free_port()), "--with-parent")
+    command = ("-m", "deployments.cli", "run", str(profile), "--port", str(port or free_port()), "--with-parent")
     system = subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
@@ -116,7 +122,8 @@ def _wait(system: subprocess.Popen[str], lines: IO[str]) -> str:
     raise MeasuringError(f"the system ended before it was ready (exit status {system.wait()}); its own line is above")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listened on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -66,11 +66,15 @@ def tokenizer_of(name: str) -> Any:
         ) from None
 
 
+def opened(tokenizer: Any, messages: Sequence[dict[str, str]], *, thinks: bool) -> str:
+    """The prompt for a chat as text, its thinking opened exactly once."""
+    prompt = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    return prompt if not thinks or OPEN in prompt[-len(OPEN) - 2 :] else f"{prompt}{OPEN}\n"
+
+
 def cases(tokenizer: Any, messages: Sequence[dict[str, str]], steps: Sequence[str], *, thinks: bool) -> list[Case]:
     """A case for every step of one right reasoning."""
-    prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    if thinks and OPEN not in prompt[-len(OPEN) - 2 :]:
-        prompt += f"{OPEN}\n"
+    prompt = opened(tokenizer, messages, thinks=thinks)
     made = []
     for step in (*steps, CLOSE) if thinks else steps:
         # Exactly the right step's length: a step that goes on from there differs from it anyway.

@@ -1,0 +1,109 @@
+"""Plain `vllm serve` processes, as a user would start them who has no router: the pools of a profile, one each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from deployments.config import AppConfig, ConfigError, PoolConfig
+from deployments.launcher import ENVIRONMENT
+from loadtest.command import MeasuringError, free_port
+from router.request import Model
+
+START_S = 1800.0
+STOP_S = 20.0
+
+
+def settings_of(profile: Path) -> AppConfig:
+    """What a profile says of the application that this project deploys."""
+    try:
+        config: dict[str, Any] = yaml.safe_load(profile.read_text())
+        args = next(one["args"] for one in config["applications"] if one["import_path"].startswith("deployments.app:"))
+        return AppConfig.read(args)
+    except ConfigError as error:
+        raise MeasuringError(f"{profile}: {error}") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+        raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
+
+
+def command(model: Model, pool: PoolConfig, port: int) -> list[str]:
+    """The command line that serves a pool's model with the engine arguments the pool gives it."""
+    engine: dict[str, Any] = {"dtype": pool.dtype, "tensor_parallel_size": pool.tensor_parallel} | pool.engine
+    if pool.max_model_len:
+        engine["max_model_len"] = pool.max_model_len
+    if pool.revision:
+        engine["revision"] = pool.revision
+    flags: list[str] = []
+    for name, value in engine.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return [
+        # What `vllm serve` runs; the command itself asks for a package named vllm, which the CPU build is not.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", pool.path),
+        *("--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)),
+        # Else the model's own sampling defaults would be mixed into greedy requests.
+        *("--generation-config", "vllm"),
+        # A line for each call costs time that is not the protocol's.
+        *("--disable-uvicorn-access-log", "--enable-prefix-caching"),
+        *flags,
+    ]
+
+
+@contextmanager
+def served(pools: Mapping[Model, PoolConfig]) -> Iterator[dict[Model, str]]:
+    """A `vllm serve` for each pool, with the environment its replicas would have; their URLs."""
+    with ExitStack() as stack:
+        # One after the other: two that compile at once take longer than two in turn.
+        yield {model: stack.enter_context(_engine(model, pool)) for model, pool in pools.items()}
+
+
+@contextmanager
+def _engine(model: Model, pool: PoolConfig) -> Iterator[str]:
+    port = free_port()
+    environment = ENVIRONMENT | os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | pool.env
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            command(model, pool, port), env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
+        )
+        try:
+            _wait(model, server, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            try:
+                server.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait(model: Model, server: subprocess.Popen[bytes], url: str, log: Any) -> None:
+    began = time.monotonic()
+    print(f"        Starting vllm serve for the {model} model", file=sys.stderr)
+    while time.monotonic() - began < START_S:
+        if server.poll() is not None:
+            log.seek(0)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            raise MeasuringError(f"vllm serve ended while it started: {lines[-1] if lines else 'it said nothing'}")
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                print(f"{time.monotonic() - began:6.1f} s  {model} on {url}", file=sys.stderr)
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    raise MeasuringError(f"vllm serve was not up after {START_S:.0f} s")

@@ -1,0 +1,149 @@
+"""Three ways to have a problem solved over HTTP: by the paper's client, by the large model alone, by this system."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from loadtest.command import MeasuringError
+from loadtest.hard_steps import CLOSE, steps_of
+from loadtest.paper import Limits, PaperClient
+from loadtest.questions import Question
+from router.request import MODELS, Model
+
+DONE = "[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """One problem as its client saw it. `ttft_s` is None where the reply comes in one piece."""
+
+    latency_s: float
+    ttft_s: float | None
+    tokens: int
+    large_tokens: int
+    steps: int
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How the problems are put: the limits of each, and whether replies come as they are written."""
+
+    limits: Limits
+    max_tokens: int
+    stream: bool
+    prompts: Callable[[Model, Question], str]
+    thinks: bool
+
+
+class System:
+    """Something that solves problems. urls: its servers, by model; a router serves both."""
+
+    def __init__(self, http: aiohttp.ClientSession, urls: Mapping[Model, str], ask: Ask) -> None:
+        self._http, self._urls, self._ask = http, urls, ask
+
+    async def solve(self, question: Question) -> Solved:
+        raise NotImplementedError
+
+    async def _post(self, url: str, body: Mapping[str, object]) -> dict[str, Any]:
+        async with self._http.post(url, json=body) as response:
+            await _check(response)
+            return await response.json()  # type: ignore[no-any-return]
+
+    async def _chunks(self, url: str, body: Mapping[str, object]) -> AsyncGenerator[dict[str, Any]]:
+        """The chunks of a streamed reply, or the whole one in their place."""
+        if not self._ask.stream:
+            yield await self._post(url, body)
+            return
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with self._http.post(url, json=streamed) as response:
+            await _check(response)
+            async for line in response.content:
+                data = line.decode().removeprefix("data:").strip()
+                if not line.startswith(b"data:") or data == DONE:
+                    continue
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise MeasuringError(f"{url} gave up half-way: {chunk['error'].get('message')}")
+                yield chunk
+
+
+class Paper(System):
+    async def solve(self, question: Question) -> Solved:
+        prompts = {model: self._ask.prompts(model, question) for model in MODELS}
+        began, first = time.perf_counter(), None
+        client = PaperClient(self._complete, prompts, self._ask.limits, thinks=self._ask.thinks)
+        while await client.step():
+            first = first or time.perf_counter() - began
+        await client.conclude()
+        took = time.perf_counter() - began
+        return Solved(took, first or took, client.tokens, client.large_tokens, len(client.steps), client.text)
+
+    async def _complete(self, model: Model, body: Mapping[str, object]) -> Mapping[str, Any]:
+        return await self._post(f"{self._urls[model]}/v1/completions", body)
+
+
+class LargeAlone(System):
+    async def solve(self, question: Question) -> Solved:
+        body = {
+            "model": "large",
+            "prompt": self._ask.prompts("large", question),
+            "temperature": 0,
+            "max_tokens": self._ask.max_tokens,
+            "add_special_tokens": False,
+            "skip_special_tokens": False,
+        }
+        began, first, text, usage = time.perf_counter(), None, "", None
+        async for chunk in self._chunks(f"{self._urls['large']}/v1/completions", body):
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                first = first or time.perf_counter() - began
+                text += choice["text"]
+        took = time.perf_counter() - began
+        tokens = (usage or {})["completion_tokens"]
+        thought, _, answer = text.partition(CLOSE) if self._ask.thinks else (text, "", text)
+        ttft = first if self._ask.stream else None
+        return Solved(took, ttft, tokens, tokens, len(steps_of(thought)), answer)
+
+
+class Ours(System):
+    async def solve(self, question: Question) -> Solved:
+        body = {
+            "model": "glimpse",
+            "messages": list(question.messages),
+            "temperature": 0,
+            "max_tokens": self._ask.max_tokens,
+            "glimpse": {"threshold": self._ask.limits.threshold},
+        }
+        began, first, usage = time.perf_counter(), None, None
+        reasoning, content = "", ""
+        async for chunk in self._chunks(f"{self._urls['small']}/v1/chat/completions", body):
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                said = choice.get("delta") or choice.get("message") or {}
+                thought, told = said.get("reasoning_content") or "", said.get("content") or ""
+                if thought or told:
+                    first = first or time.perf_counter() - began
+                reasoning, content = reasoning + thought, content + told
+        took = time.perf_counter() - began
+        used = usage or {}
+        return Solved(
+            latency_s=took,
+            ttft_s=first if self._ask.stream else None,
+            tokens=used["completion_tokens"],
+            large_tokens=used["by_model"].get("large", {}).get("completion_tokens", 0),
+            steps=len(steps_of(reasoning if self._ask.thinks else content)),
+            content=content,
+        )
+
+
+async def _check(response: aiohttp.ClientResponse) -> None:
+    if response.status != 200:
+        said = " ".join((await response.text()).split())[:200]
+        raise MeasuringError(f"{response.url} answered {response.status}: {said}")

@@ -1,0 +1,263 @@
+"""This system next to what one would do without it, one after the other on this machine.
+
+    python -m loadtest.versus --clients 1,8,32
+    python -m loadtest.versus --profile my-pair.yaml --data problems.jsonl --problems 40 --clients 1,8
+
+Three systems answer the same problems with the same models and engine settings, greedily: `paper`, two `vllm serve`
+and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
+asked by itself; and `ours`. Each is started, then at every number of clients warmed with problems of its own and
+measured in rounds. Every client sends its next problem when it has the answer to the last.
+
+Latencies are to the last byte, over all problems of a round. The time to first token is to the first text of the
+reply; the paper's client has none before its first step is back. CPU seconds are those of every process of the
+system and of this one, which plays the clients. Of the figures of each round the median is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from deployments.config import AppConfig, PoolConfig
+from loadtest.answers import extract
+from loadtest.client import each
+from loadtest.command import at_least_one, numbers, parser, run, serving
+from loadtest.engines import served, settings_of
+from loadtest.hard_steps import opened, tokenizer_of
+from loadtest.intervals import share
+from loadtest.paper import Limits
+from loadtest.processes import CpuTime
+from loadtest.questions import BOXED, Question, from_file, generated
+from loadtest.systems import Ask, LargeAlone, Ours, Paper, Solved, System
+from loadtest.table import table
+from router.budget import Budget
+from router.request import MODELS, Model
+from router.vocabulary import Vocabulary
+
+SYSTEMS: dict[str, type[System]] = {"paper": Paper, "large_alone": LargeAlone, "ours": Ours}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A problem set worked off by so many clients: what came of each problem, and what it took all in all."""
+
+    solved: tuple[Solved, ...]
+    right: tuple[bool, ...]
+    seconds: float
+    cpu_s: Mapping[str, float] | None
+
+
+async def measure(system: System, questions: Sequence[Question], clients: int, label: str, *, count_cpu: bool) -> Round:
+    """One round."""
+    before, began = CpuTime.now(), time.perf_counter()
+    solved = tuple(await each(questions, system.solve, concurrency=clients, label=label))
+    seconds, after = time.perf_counter() - began, CpuTime.now()
+    right = tuple(extract(one.content) == question.answer for one, question in zip(solved, questions, strict=True))
+    return Round(solved, right, seconds, after.since(before) if count_cpu else None)
+
+
+def row(system: str, clients: int, rounds: Sequence[Round]) -> dict[str, Any]:
+    """What is reported of a system at so many clients."""
+
+    def median(figure: Callable[[Round], float | None]) -> float | None:
+        values = [value for one in rounds if (value := figure(one)) is not None]
+        return statistics.median(values) if values else None
+
+    def tokens(one: Round) -> int:
+        return sum(each.tokens for each in one.solved)
+
+    def cpu(one: Round, of: str | None = None) -> float | None:
+        if one.cpu_s is None:
+            return None
+        spent = sum(one.cpu_s.values()) if of is None else one.cpu_s.get(of, 0.0)
+        return 1000.0 * spent / max(1, tokens(one))
+
+    def first(one: Round) -> float | None:
+        seen = [each.ttft_s for each in one.solved if each.ttft_s is not None]
+        return float(np.median(seen)) if seen else None
+
+    solved = [each for one in rounds for each in one.solved]
+    accuracy = share(sum(sum(one.right) for one in rounds), len(solved))
+    kinds = sorted({kind for one in rounds for kind in one.cpu_s or ()})
+    return {
+        "system": system,
+        "clients": clients,
+        "latency_p50_s": median(lambda one: float(np.percentile([each.latency_s for each in one.solved], 50))),
+        "latency_p95_s": median(lambda one: float(np.percentile([each.latency_s for each in one.solved], 95))),
+        "ttft_p50_s": median(first),
+        "tokens_per_s": median(lambda one: tokens(one) / one.seconds),
+        "steps_per_s": median(lambda one: sum(each.steps for each in one.solved) / one.seconds),
+        "cpu_s_per_1k_tokens": median(cpu),
+        "accuracy": accuracy.value,
+        "large_token_share": sum(one.large_tokens for one in solved) / max(1, sum(one.tokens for one in solved)),
+        "accuracy_interval": [accuracy.low, accuracy.high],
+        "problems": len(solved),
+        "rounds": len(rounds),
+        "cpu_s_per_1k_tokens_by_process": {kind: median(partial(cpu, of=kind)) for kind in kinds},
+    }
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures, then this system's against the others'."""
+
+    def seconds(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f} s"
+
+    heads = ("system", "clients", "p50", "p95", "first token", "tokens/s", "steps/s", "CPU s/1k", "right", "by large")
+    cells = [
+        (
+            one["system"],
+            str(one["clients"]),
+            seconds(one["latency_p50_s"]),
+            seconds(one["latency_p95_s"]),
+            seconds(one["ttft_p50_s"]),
+            f"{one['tokens_per_s']:.0f}",
+            f"{one['steps_per_s']:.1f}",
+            "–" if one["cpu_s_per_1k_tokens"] is None else f"{one['cpu_s_per_1k_tokens']:.2f}",
+            f"{one['accuracy']:.1%}",
+            f"{one['large_token_share']:.1%}",
+        )
+        for one in rows
+    ]
+    by = {(one["system"], one["clients"]): one for one in rows}
+    ratios = [
+        (
+            f"ours / {other}",
+            str(clients),
+            *(_ratio(ours, by[other, clients], name) for name in ("latency_p50_s", "latency_p95_s", "ttft_p50_s")),
+            *(_ratio(ours, by[other, clients], name) for name in ("tokens_per_s", "cpu_s_per_1k_tokens")),
+        )
+        for (system, clients), ours in by.items()
+        for other in SYSTEMS
+        if system == "ours" != other and (other, clients) in by
+    ]
+    parts = [table(heads, cells)]
+    if ratios:
+        parts.append(table(("", "clients", "p50", "p95", "first token", "tokens/s", "CPU s/1k"), ratios))
+    return "\n\n".join(parts)
+
+
+def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+    return f"{ours[name] / other[name]:.2f}x" if ours[name] and other[name] else "–"
+
+
+@contextmanager
+def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iterator[dict[Model, str]]:
+    """A system's servers, for as long as the block lasts."""
+    if system == "ours":
+        with serving(options.url, options.profile, options.port) as url:
+            yield dict.fromkeys(MODELS, url)
+    elif system == "paper":
+        with served({"small": config.small, "large": config.large}) as urls:
+            yield urls
+    else:
+        with served({"large": config.large}) as urls:
+            yield urls
+
+
+def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
+    """For each number of clients its rounds. Those of the generator are all different, so that none is found in a
+    cache; a file's are the same each time, for every system alike."""
+    rounds: dict[int, list[list[Question]]] = {}
+    for n, clients in enumerate(options.clients):
+        count = options.problems or max(16, 4 * clients)
+        if options.data is None:
+            made = generated(options.seed + n, count * options.rounds)
+            rounds[clients] = [made[i * count : (i + 1) * count] for i in range(options.rounds)]
+        else:
+            rounds[clients] = [from_file(options.data, options.problems, BOXED)] * options.rounds
+    return rounds
+
+
+async def measured(
+    system: str, urls: Mapping[Model, str], ask: Ask, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    rows = []
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+    ) as http:
+        solver = SYSTEMS[system](http, urls, ask)
+        for clients, rounds in problems(options).items():
+            label = f"{system}, {clients} clients"
+            await measure(
+                solver, generated(options.seed + 1000, clients), clients, f"{label}, warming", count_cpu=False
+            )
+            # A server that was there before is not below this process.
+            count_cpu = system != "ours" or options.url is None
+            done = [await measure(solver, one, clients, label, count_cpu=count_cpu) for one in rounds]
+            rows.append(row(system, clients, done))
+            print(
+                f"{label}: p50 {rows[-1]['latency_p50_s']:.2f} s, {rows[-1]['tokens_per_s']:.0f} tokens/s",
+                file=sys.stderr,
+            )
+    return rows
+
+
+def names(text: str) -> list[str]:
+    if unknown := set(text.split(",")) - set(SYSTEMS):
+        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(SYSTEMS)}")
+    return text.split(",")
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    made = parser("loadtest.versus", __doc__, concurrency=None)
+    made.add_argument("--clients", type=numbers, default=[1, 8, 16], metavar="N,…", help="(default: 1,8,16)")
+    made.add_argument("--systems", type=names, default=list(SYSTEMS), metavar="NAME,…", help=f"of {', '.join(SYSTEMS)}")
+    made.add_argument("--rounds", type=at_least_one, default=3, help="at each number of clients (default: %(default)s)")
+    made.add_argument("--problems", type=at_least_one, help="in a round (default: 4 for each client, 16 or more)")
+    made.add_argument("--data", type=Path, metavar="FILE.jsonl", help="with `question` and `answer`, not the generator")
+    made.add_argument("--threshold", type=float, help="nats (default: the profile's)")
+    made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the profile's)")
+    made.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=True, help="replies as they are written (default)"
+    )
+    return made.parse_args(arguments)
+
+
+def asking(config: AppConfig, options: argparse.Namespace) -> Ask:
+    pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
+    thinks = all(
+        Vocabulary.load(pool.path, revision=pool.revision, think_tags=config.routing.think_tags).thinks
+        for pool in pools.values()
+    )
+    tokenizers = {model: tokenizer_of(pool.path) for model, pool in pools.items()}
+
+    def prompt(model: Model, question: Question) -> str:
+        return opened(tokenizers[model], question.messages, thinks=thinks)
+
+    max_tokens = options.max_tokens or config.limits.max_tokens
+    budget = Budget.of(max_tokens, reserve=config.limits.answer_reserve if thinks else 0)
+    threshold = config.routing.threshold if options.threshold is None else options.threshold
+    limits = Limits(threshold, config.limits.step_tokens, budget.thinking, budget.answer_reserve)
+    return Ask(limits, max_tokens, options.stream, prompt, thinks)
+
+
+def main() -> None:
+    options = read_options()
+    config = settings_of(options.profile)
+    ask = asking(config, options)
+    rows: list[dict[str, Any]] = []
+    for system in options.systems:
+        with started(system, config, options) as urls:
+            rows += asyncio.run(measured(system, urls, ask, options))
+    print(shown(rows))
+    if options.json:
+        told = {"rows": rows, "seed": options.seed, "stream": ask.stream, "limits": asdict(ask.limits)}
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
