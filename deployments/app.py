@@ -20,6 +20,11 @@ AFFINITY = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 def build(args: dict[str, Any]) -> Application:
     """The application: a router in front of two pools. Raises `ConfigError`."""
+    return application(args, Engine)
+
+
+def application(args: dict[str, Any], engine: type) -> Application:
+    """The same with pools of `engine`, a class that has `Engine`'s methods."""
     config = AppConfig.read(args)
     pair = config.fingerprint
     pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
@@ -48,7 +53,7 @@ def build(args: dict[str, Any]) -> Application:
             warm_up_tokens=config.limits.warm_up_tokens,
         ),
     )
-    engines = {model: _pool(model, pools[model], pair, config.routing.think_tags) for model in MODELS}
+    engines = {model: _pool(engine, model, pools[model], pair, config.routing.think_tags) for model in MODELS}
     router = serve.deployment(
         name="router",
         max_ongoing_requests=config.router.max_ongoing_requests,
@@ -65,7 +70,7 @@ def build(args: dict[str, Any]) -> Application:
     return router.bind(settings, engines["small"], engines["large"])
 
 
-def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None) -> Application:
+def _pool(engine: type, model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str] | None) -> Application:
     actor: dict[str, Any] = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus_per_replica,
@@ -83,7 +88,7 @@ def _pool(model: Model, pool: PoolConfig, pair: str, think_tags: tuple[str, str]
         graceful_shutdown_timeout_s=30,
         max_surge_percent=pool.surge_percent,
         **_scale(pool.replicas, pool.autoscaling),
-    )(Engine)
+    )(engine)
     return deployment.bind(model, pool, pair, think_tags)
 
 

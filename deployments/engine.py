@@ -79,7 +79,7 @@ class Engine:
         self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
         self._counts: list[TokenCount] = []
         self._engine = AsyncLLM.from_engine_args(
-            _engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
+            engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
         )
         self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
@@ -282,7 +282,8 @@ class Engine:
             engine.shutdown()
 
 
-def _engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
+def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
+    """What the engine of a pool's replica is started with."""
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_logprobs": TOP, "logprobs_mode": "raw_logprobs"}
     if tracing.active():
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
