@@ -122,6 +122,59 @@ def ask(
 
 
 @app.command()
+def calibrate(
+    profile: Annotated[Path, typer.Argument(help="The profile whose threshold is to be found.", exists=True)],
+    share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Wanted share of tokens by the large model, 0 to 1.")
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Wanted share of right answers, 0 to 1.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL with `question` and `answer`. Default: the embedded generator.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="How many of them.")] = 100,
+    url: Annotated[str | None, typer.Option(help="A server that runs the profile. Default: start one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Where to start it. Default: any free one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the problems and of all chance.")] = 7,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit on reasoning and answer together.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Find it, but leave the profile as it is.")] = False,
+) -> None:
+    """Find the threshold for a wanted share of tokens by the large model, or for a wanted accuracy, on a sample of
+    prompts, and write it into the profile. A running server takes it up when it is started again."""
+    import asyncio
+
+    from loadtest import calibrate as calibration
+    from loadtest.client import Client
+    from loadtest.command import MeasuringError, serving
+    from loadtest.quality import Bench
+    from loadtest.questions import BOXED, from_file, generated
+
+    if (share is None) == (accuracy is None):
+        raise _fail(ValueError("give either --share or --accuracy"))
+
+    async def find(url: str) -> calibration.Calibrated:
+        async with Client(url) as client:
+            bench = Bench(client, questions, seed, concurrency, max_tokens)
+            start = (await client.served()).threshold
+            if share is not None:
+                return await calibration.by_share(bench, share, start)
+            assert accuracy is not None
+            return await calibration.by_accuracy(bench, accuracy, start)
+
+    try:
+        questions = generated(seed, problems, "tune") if data is None else from_file(data, problems, BOXED)
+        with serving(url, profile, port) as at:
+            found = asyncio.run(find(at))
+        if not dry_run:
+            calibration.write(profile, found)
+    except MeasuringError as error:
+        raise _fail(error) from None
+    typer.echo(f"threshold {found.note}" + ("" if dry_run else f"; written into {profile}"))
+
+
+@app.command()
 def profiles() -> None:
     """List the profiles that come along."""
     for profile in sorted(PROFILES.glob("*.yaml")):

@@ -31,11 +31,11 @@ class Question:
         return self.messages[-1]["content"]
 
 
-def generated(seed: int, count: int) -> list[Question]:
+def generated(seed: int, count: int, split: Split = SPLIT) -> list[Question]:
     """The embedded generator's."""
     return [
         Question(tuple(problem.messages), Fraction(problem.answer), tuple(step + DELIMITER for step in problem.steps))
-        for problem in generate(seed, count, SPLIT)
+        for problem in generate(seed, count, split)
     ]
 
 

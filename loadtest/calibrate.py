@@ -1,0 +1,184 @@
+"""The threshold at which a pair of models comes to a wanted share of tokens by the large one, or to a wanted accuracy.
+
+Share: a routed run tells the entropy at which each of its steps began, and so what share any other threshold would
+have come to had the text stayed the same. It does not quite, so the threshold found is tried, until the share it
+comes to is the wanted one. The interval is that of the threshold found, over problems drawn again with replacement.
+
+Accuracy: thresholds over the range of the entropies are tried; the highest that is as right as wanted is taken. The
+interval goes from the highest that surely is to the highest that may be (95 % each).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from loadtest.client import Reply
+from loadtest.command import MeasuringError
+from loadtest.intervals import Estimate
+from loadtest.outcomes import Outcome, Way
+from loadtest.quality import Bench
+from router.glimpse import MAX_ENTROPY
+
+TOLERANCE = 0.01
+TRIES = 5
+DRAWS = 1000
+GRID = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """threshold in nats, with its 95 % interval; the share and the accuracy that it came to on the sample."""
+
+    threshold: Estimate
+    large_token_share: float
+    accuracy: Estimate | None
+    problems: int
+
+    @property
+    def note(self) -> str:
+        right = f", {self.accuracy.value:.1%} right" if self.accuracy else ""
+        return (
+            f"{self.threshold.value:g} nats (95 %: {self.threshold.low:g} to {self.threshold.high:g}): "
+            f"{self.large_token_share:.1%} of tokens by large{right}, {self.problems} problems"
+        )
+
+
+class Glimpses:
+    """The steps of routed replies by how unsure the small model was at their beginning."""
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        steps = [
+            (n, step.entropy, step.tokens)
+            for n, reply in enumerate(replies)
+            for step in reply.steps
+            if step.entropy is not None
+        ]
+        if not steps:
+            raise MeasuringError("the server told of no step's entropy: is this a routed model?")
+        steps.sort(key=lambda step: -step[1])
+        self.entropies: NDArray[np.float64] = np.array([step[1] for step in steps])
+        self._problem = np.array([step[0] for step in steps])
+        self._tokens = np.array([step[2] for step in steps], dtype=float)
+        # Who writes the answer does not depend on the threshold.
+        by_gate = [sum(step.tokens for step in reply.steps if step.model == "large") for reply in replies]
+        self._always = np.array([reply.large_tokens - gated for reply, gated in zip(replies, by_gate, strict=True)])
+        self._all = np.array([reply.tokens for reply in replies], dtype=float)
+
+    def threshold(self, share: float, weights: NDArray[np.float64] | None = None) -> float:
+        """The lowest at which the large model's share would be no more than `share`. weights: how often each reply
+        counts. Raises `MeasuringError` where no threshold reaches it."""
+        weights = np.ones(len(self._all)) if weights is None else weights
+        total = float(weights @ self._all)
+        always = float(weights @ self._always)
+        if always / total > share:
+            raise MeasuringError(
+                f"the answers alone are {always / total:.1%} of the tokens and by the large model; "
+                "ask for more, or let the small model answer (routing.answer_by)"
+            )
+        shares = (always + np.cumsum(weights[self._problem] * self._tokens)) / total
+        easy = int(np.searchsorted(shares, share, side="right"))
+        if easy == len(shares):
+            return 0.0
+        # Between the last step that is handed over and the first that is not.
+        above = min(MAX_ENTROPY, self.entropies[easy - 1]) if easy else MAX_ENTROPY
+        return float(above + self.entropies[easy]) / 2
+
+    def interval(self, share: float, seed: int) -> tuple[float, float]:
+        """95 % of the thresholds found when the problems are drawn again."""
+        dice = np.random.default_rng(seed)
+        count = len(self._all)
+        found = []
+        for _ in range(DRAWS):
+            weights = np.bincount(dice.integers(count, size=count), minlength=count).astype(float)
+            try:
+                found.append(self.threshold(share, weights))
+            except MeasuringError:
+                found.append(MAX_ENTROPY)
+        low, high = np.percentile(found, [2.5, 97.5])
+        return float(low), float(high)
+
+    def grid(self) -> list[float]:
+        """Thresholds from always large to always small, most of them where steps differ."""
+        inner = np.quantile(self.entropies[self.entropies > 0.01], np.linspace(0.05, 0.95, GRID - 2))
+        return sorted({0.0, *(round(float(value), 3) for value in inner), round(MAX_ENTROPY, 3)})
+
+
+async def by_share(bench: Bench, share: float, start: float) -> Calibrated:
+    """The threshold for that share of tokens by the large model, 0..1."""
+    threshold = start
+    tried: list[tuple[float, Outcome]] = []
+    while True:
+        outcome = await bench.attempt(Way("routed", threshold))
+        tried.append((threshold, outcome))
+        off = abs(outcome.large_token_share - share)
+        glimpses = Glimpses(outcome.replies)
+        following = round(glimpses.threshold(share), 3)
+        if off <= TOLERANCE or len(tried) == TRIES or any(following == one for one, _ in tried):
+            break
+        threshold = following
+    threshold, outcome = min(tried, key=lambda one: abs(one[1].large_token_share - share))
+    low, high = Glimpses(outcome.replies).interval(share, bench.seed)
+    found = Estimate(threshold, round(min(low, threshold), 3), round(max(high, threshold), 3))
+    return Calibrated(found, outcome.large_token_share, outcome.accuracy, len(outcome.replies))
+
+
+async def by_accuracy(bench: Bench, accuracy: float, start: float) -> Calibrated:
+    """The highest threshold that is right on that share of the problems, 0..1."""
+    first = await bench.attempt(Way("routed", start))
+    tried = {start: first}
+    for threshold in Glimpses(first.replies).grid():
+        if threshold not in tried:
+            tried[threshold] = await bench.attempt(Way("routed", threshold))
+    return highest(tried, accuracy)
+
+
+def highest(tried: dict[float, Outcome], accuracy: float) -> Calibrated:
+    """Of what was tried, the highest threshold that is right often enough. Raises `MeasuringError` if none is."""
+
+    def most(figure: str) -> float:
+        return max((t for t, outcome in tried.items() if getattr(outcome.accuracy, figure) >= accuracy), default=0.0)
+
+    if all(outcome.accuracy.value < accuracy for outcome in tried.values()):
+        best = max(outcome.accuracy.value for outcome in tried.values())
+        raise MeasuringError(f"no threshold is right on {accuracy:.1%}; the best is {best:.1%}: ask for that or less")
+    found = Estimate(most("value"), most("low"), most("high"))
+    outcome = tried[found.value]
+    return Calibrated(found, outcome.large_token_share, outcome.accuracy, len(outcome.replies))
+
+
+def write(profile: Path, found: Calibrated) -> None:
+    """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    try:
+        config: Any = yaml.load(profile.read_text())
+        application = next(one for one in config["applications"] if one["import_path"].startswith("deployments.app:"))
+        args = application["args"]
+    except (OSError, YAMLError, KeyError, TypeError, StopIteration):
+        raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
+    args.setdefault("routing", {})["threshold"] = found.threshold.value
+    text = io.StringIO()
+    yaml.dump(config, text)
+    lines = text.getvalue().splitlines()
+    # Where the key ended up; ruamel only knows where it was read.
+    again = YAML().load(text.getvalue())
+    which = next(n for n, one in enumerate(config["applications"]) if one is application)
+    row, column = again["applications"][which]["args"].lc.key("routing")
+    mark = " " * column + "# calibrated "
+    if row and lines[row - 1].startswith(mark):
+        del lines[row - 1]
+        row -= 1
+    lines.insert(row, f"{mark}{date.today()}: {found.note}")
+    profile.write_text("\n".join(lines) + "\n")

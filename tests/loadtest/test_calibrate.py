@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from scripted import QUESTIONS, Scripted
+
+from loadtest.calibrate import Calibrated, Glimpses, by_share, highest, write
+from loadtest.client import Client, Reply, Step
+from loadtest.command import MeasuringError
+from loadtest.intervals import Estimate
+from loadtest.outcomes import Outcome, Way
+from loadtest.quality import Bench
+from router.glimpse import MAX_ENTROPY
+
+PROFILES = sorted((Path(__file__).parents[2] / "deployments" / "profiles").glob("*.yaml"))
+
+
+def reply(*steps: tuple[str, float, int], answer: int = 10) -> Reply:
+    """A reply of such steps (writer, entropy, tokens), its answer by the large model."""
+    told = tuple(Step(n, model, entropy, tokens, 1.0, "so") for n, (model, entropy, tokens) in enumerate(steps))
+    thinking = sum(step.tokens for step in told)
+    large = sum(step.tokens for step in told if step.model == "large") + answer
+    return Reply("", "", thinking + answer, thinking, large, 1.0, 2, 1, told)
+
+
+REPLIES = [
+    reply(("small", 0.1, 40), ("large", 2.0, 30), ("small", 0.5, 20)),
+    reply(("small", 0.2, 40), ("large", 1.5, 30), ("small", 0.4, 20)),
+]
+
+
+@pytest.mark.parametrize(
+    ("share", "handed_over"), [(0.1, []), (0.25, [2.0]), (0.4, [2.0, 1.5]), (0.5, [2.0, 1.5, 0.5]), (1.0, None)]
+)
+def test_the_threshold_hands_over_as_many_steps_as_the_share_allows(
+    share: float, handed_over: list[float] | None
+) -> None:
+    threshold = Glimpses(REPLIES).threshold(share)
+    every = [step.entropy for one in REPLIES for step in one.steps if step.entropy is not None]
+    assert sorted(h for h in every if h > threshold) == sorted(every if handed_over is None else handed_over)
+
+
+def test_a_share_below_that_of_the_answers_is_refused() -> None:
+    with pytest.raises(MeasuringError, match=r"answers alone are 10\.0%"):
+        Glimpses(REPLIES).threshold(0.05)
+
+
+def test_the_interval_holds_the_threshold_and_is_the_same_for_the_same_seed() -> None:
+    glimpses = Glimpses(REPLIES * 10)
+    low, high = glimpses.interval(0.4, 7)
+    assert low <= glimpses.threshold(0.4) <= high
+    assert (low, high) == glimpses.interval(0.4, 7)
+    assert low < high
+
+
+def test_the_grid_goes_from_always_large_to_always_small() -> None:
+    grid = Glimpses(REPLIES).grid()
+    assert grid[0] == 0.0
+    assert grid[-1] == pytest.approx(MAX_ENTROPY, abs=1e-3)
+
+
+def outcome(right: int, of: int = 100) -> Outcome:
+    return Outcome(Way("routed"), (REPLIES[0],) * of, (None,) * of, (True,) * right + (False,) * (of - right))
+
+
+def test_the_highest_threshold_that_is_right_often_enough_is_taken() -> None:
+    found = highest({0.0: outcome(100), 0.5: outcome(98), 1.0: outcome(95), 1.5: outcome(91), 3.0: outcome(20)}, 0.95)
+    assert found.threshold == Estimate(1.0, 0.0, 1.5)
+    assert found.accuracy is not None
+    assert found.accuracy.value == 0.95
+
+
+def test_an_accuracy_out_of_reach_is_refused() -> None:
+    with pytest.raises(MeasuringError, match=r"best is 60\.0%"):
+        highest({0.0: outcome(60)}, 0.9)
+
+
+async def test_a_share_is_tried_until_nothing_better_is_found(server: Scripted) -> None:
+    async with Client("http://server", transport=server.transport) as client:
+        bench = Bench(client, QUESTIONS, seed=7, concurrency=4, max_tokens=None)
+        found = await by_share(bench, 0.25, 1.0)
+    # Half the scripted problems have a third of their thinking, and all their answer, by the large model.
+    assert found.large_token_share == 0.25
+    assert found.threshold.value == 1.0
+    assert found.problems == len(QUESTIONS)
+
+
+FOUND = Calibrated(Estimate(0.731, 0.6, 0.9), 0.25, Estimate(0.9, 0.8, 0.95), 100)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_gets_the_threshold_and_keeps_all_else(profile: Path, tmp_path: Path) -> None:
+    copy = tmp_path / profile.name
+    copy.write_text(profile.read_text())
+    write(copy, FOUND)
+    assert yaml.safe_load(copy.read_text())["applications"][0]["args"]["routing"]["threshold"] == 0.731
+    before, after = profile.read_text().splitlines(), copy.read_text().splitlines()
+    assert len(after) == len(before) + 1
+    assert len(set(after) - set(before)) == 2
+    assert "95 %: 0.6 to 0.9" in copy.read_text()
+    write(copy, FOUND)
+    assert copy.read_text().splitlines() == after
+
+
+def test_a_profile_without_a_threshold_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "applications:\n  - import_path: deployments.app:build\n    args:\n      small: {model: a} # mine\n"
+    )
+    write(path, FOUND)
+    assert yaml.safe_load(path.read_text())["applications"][0]["args"]["routing"] == {"threshold": 0.731}
+    assert "# mine" in path.read_text()
+
+
+def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text("a: 1\n")
+    with pytest.raises(MeasuringError, match="is no profile"):
+        write(path, FOUND)
