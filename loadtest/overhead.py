@@ -241,10 +241,10 @@ class Prompts:
     def messages(self, tokens: int) -> list[dict[str, str]]:
         if tokens not in self._texts:
             asked, length = [], 0
-            for question in generated(self._seed, tokens // 8):
+            for question in generated(self._seed, tokens // 4):
                 asked.append(question.text)
-                length += len(self._vocabulary.encode(question.text)) + 1
-                if length >= tokens - 16:
+                length += len(self._vocabulary.encode(question.text))
+                if length >= tokens:
                     break
             self._texts[tokens] = "\n".join(asked)
         return [{"role": "user", "content": self._texts[tokens]}]
