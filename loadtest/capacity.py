@@ -1,0 +1,230 @@
+"""How many replicas of each pool so many users need.
+
+    python -m loadtest.capacity --check                        # measures a system, simulates it, tells the difference
+    python -m loadtest.capacity --traces traces.json --users 10,1000,100000 --p95-s 60 \\
+        --small 7.0,0.1,48 --large 21.0,0.3,48
+
+The simulation (loadtest/simulation.py) is fed with requests as they were routed and with the paces of both engines.
+--check measures both: each model alone at several numbers of requests in flight, which gives the time of an iteration
+over n hops, then routed requests, one at a time (what hops cost beside the engines) and --concurrency at a time. The
+last is what the simulation, which has not seen it, is compared with. --json then holds the traces and the paces.
+
+More users than --slice are not all simulated: of ten times the slice, a tenth, on a tenth of the replicas. Beyond a
+slice replicas are many enough for the rest of them to change nothing for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from loadtest.client import Client, Reply, each
+from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
+from loadtest.engines import settings_of
+from loadtest.questions import Question, generated
+from loadtest.simulation import HopWork, Pace, Simulated, System, Trace, simulate, trace_of
+from loadtest.table import table
+from router.request import MODELS, Model
+
+IN_FLIGHT = (1, 4, 16)
+TARGET_BUSY = 0.6
+"""Where the search for enough replicas begins: at this share of what they could do at most."""
+
+
+async def measured(client: Client, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
+    """A server's paces, the traces of its routed requests, and what they took at --concurrency."""
+
+    async def alone(model: Model, n: int) -> tuple[int, float]:
+        async def ask(question: Question) -> Reply:
+            return await client.chat(question.messages, model)
+
+        replies = await each(questions[: 2 * n], ask, concurrency=n, label=f"{model}, {n}")
+        return n, fmean(one.latency_s / one.tokens for one in replies)
+
+    paces = {model: [await alone(model, n) for n in IN_FLIGHT] for model in MODELS}
+
+    async def routed(question: Question) -> Reply:
+        return await client.chat(question.messages, "glimpse", glimpse={"include_steps": True})
+
+    few = await each(questions[:8], routed, concurrency=1, label="routed, 1")
+    began = time.perf_counter()
+    many = await each(questions, routed, concurrency=options.concurrency, label=f"routed, {options.concurrency}")
+    return {
+        "seen": paces,
+        "alone_s": fmean(one.latency_s for one in few),
+        "alone": [trace_of(one) for one in few],
+        "traces": [trace_of(one) for one in many],
+        "latency_p50_s": median(one.latency_s for one in many),
+        "latency_p95_s": float(np.percentile([one.latency_s for one in many], 95)),
+        "tokens_per_s": sum(one.tokens for one in many) / (time.perf_counter() - began),
+    }
+
+
+def hop_s(alone_s: float, alone: Sequence[Trace], paces: dict[Model, Pace]) -> float:
+    """What a hop costs beside the engine: what is left of the time of requests that had the engines to themselves."""
+    engines = fmean(sum(hop.tokens * paces[hop.pool].iteration_s(1) for hop in trace) for trace in alone)
+    return max(0.0, (alone_s - engines) / fmean(len(trace) for trace in alone))
+
+
+def needed(
+    system: System, traces: Sequence[Trace], users: int, options: argparse.Namespace
+) -> tuple[System, Simulated]:
+    """The fewest replicas with which `users` keep within --p95-s: whichever pool is busier gets the next one."""
+    part = min(users, options.slice)
+    replicas = {model: _at_least(system, traces, part, model, options.think_s) for model in MODELS}
+    limit = {model: n + part for model, n in replicas.items()}
+    while True:
+        tried = replace(system, replicas=dict(replicas))
+        seen = simulate(tried, traces, users=part, think_s=options.think_s, seconds=options.seconds, seed=options.seed)
+        if not seen.latencies_s:
+            raise MeasuringError("no request came to its end: simulate longer with --seconds")
+        if seen.latency_s(95) <= options.p95_s:
+            whole = {model: math.ceil(n * users / part) for model, n in replicas.items()}
+            return replace(tried, replicas=whole), seen
+        busier: Model = max(MODELS, key=lambda model: seen.busy[model])
+        if replicas[busier] > limit[busier]:
+            raise MeasuringError(f"no number of replicas keeps p95 within {options.p95_s:g} s: engines are too slow")
+        replicas[busier] += max(1, replicas[busier] // 8)
+
+
+def _at_least(system: System, traces: Sequence[Trace], users: int, model: Model, think_s: float) -> int:
+    """Replicas that could bear the load if it came evenly."""
+    pace = system.paces[model]
+    tokens = fmean(sum(hop.tokens for hop in trace if hop.pool == model) for trace in traces)
+    alone = fmean(sum(hop.tokens * system.paces[hop.pool].iteration_s(1) for hop in trace) for trace in traces)
+    wanted = users * tokens / (think_s + alone)
+    return max(1, math.ceil(wanted / (TARGET_BUSY * pace.places / pace.iteration_s(pace.places))))
+
+
+def compared(system: System, told: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, float, float]]:
+    """(figure, measured, simulated) of the routed requests at --concurrency."""
+    seen = simulate(
+        system, told["traces"], users=options.concurrency, think_s=0.0, seconds=options.seconds, seed=options.seed
+    )
+    tokens = sum(hop.tokens for trace in told["traces"] for hop in trace)
+    # A failed glimpse costs a token that is none of the reply's.
+    kept = 1 - sum(hop.pool == "large" for trace in told["traces"] for hop in trace[:-1]) / tokens
+    return [
+        ("p50, s", told["latency_p50_s"], seen.latency_s(50)),
+        ("p95, s", told["latency_p95_s"], seen.latency_s(95)),
+        ("tokens/s", told["tokens_per_s"], seen.tokens_per_s * kept),
+    ]
+
+
+def traces_of(path: Path) -> list[Trace]:
+    """From what --check wrote."""
+    try:
+        read = json.loads(path.read_text())["traces"]
+        return [tuple(HopWork(pool, tokens) for pool, tokens in trace) for trace in read]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MeasuringError(f"{path} has no traces: it needs what --check writes with --json") from None
+
+
+def pace(text: str) -> Pace:
+    """BASE_MS,EACH_MS,PLACES"""
+    try:
+        base_ms, each_ms, places = (float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers: ms, ms a hop, places") from None
+    return Pace(base_ms / 1000, each_ms / 1000, int(places))
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    made = parser("loadtest.capacity", __doc__, concurrency=8)
+    made.add_argument("--check", action="store_true", help="measure a system and compare the simulation with it")
+    made.add_argument("--problems", type=at_least_one, default=64, help="of --check (default: %(default)s)")
+    made.add_argument("--traces", type=Path, metavar="FILE", help="requests: the --json of an earlier --check")
+    for model in MODELS:
+        made.add_argument(
+            f"--{model}", type=pace, metavar="MS,MS,N", help="time of an iteration: base, each hop; places"
+        )
+    made.add_argument("--hop-ms", type=float, default=5.0, help="of a hop beside the engine (default: %(default)s)")
+    made.add_argument("--users", type=numbers, default=[10, 1000, 100_000], metavar="N,…")
+    made.add_argument("--think-s", type=float, default=30.0, help="between reply and question (default: %(default)s)")
+    made.add_argument("--p95-s", type=float, default=60.0, help="wanted latency (default: %(default)s)")
+    made.add_argument("--seconds", type=float, default=600.0, help="simulated (default: %(default)s)")
+    made.add_argument("--slice", type=at_least_one, default=500, help="users simulated at most (default: %(default)s)")
+    options = made.parse_args(arguments)
+    if not options.check and not (options.traces and options.small and options.large):
+        made.error("give --check, or --traces, --small and --large")
+    return options
+
+
+def checked(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    config = settings_of(options.profile)
+
+    async def ask(url: str) -> dict[str, Any]:
+        async with Client(url) as client:
+            return await measured(client, generated(options.seed, options.problems), options)
+
+    with serving(options.url, options.profile, options.port) as url:
+        told = asyncio.run(ask(url))
+    places: dict[Model, int] = {
+        "small": config.small.max_ongoing_requests,
+        "large": config.large.max_ongoing_requests,
+    }
+    paces = {model: Pace.fitted(told["seen"][model], places[model]) for model in MODELS}
+    system = System(dict.fromkeys(MODELS, 1), paces, hop_s(told["alone_s"], told["alone"], paces))
+    rows = compared(system, told, options)
+    report = [(name, f"{real:.2f}", f"{made:.2f}", f"{made / real - 1:+.0%}") for name, real, made in rows]
+    text = table((f"{options.concurrency} at a time", "measured", "simulated", "off by"), report)
+    return {
+        "paces": {model: asdict(one) for model, one in paces.items()},
+        "hop_s": system.hop_s,
+        "traces": [[(hop.pool, hop.tokens) for hop in trace] for trace in told["traces"]],
+        "check": [{"figure": name, "measured": real, "simulated": made} for name, real, made in rows],
+    }, text
+
+
+def planned(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    traces = traces_of(options.traces)
+    paces: dict[Model, Pace] = {"small": options.small, "large": options.large}
+    rows = []
+    for users in options.users:
+        found, seen = needed(System({}, paces, options.hop_ms / 1000), traces, users, options)
+        rows.append(
+            {
+                "users": users,
+                "small_replicas": found.replicas["small"],
+                "large_replicas": found.replicas["large"],
+                "latency_p50_s": seen.latency_s(50),
+                "latency_p95_s": seen.latency_s(95),
+                "tokens_per_s": seen.tokens_per_s * users / min(users, options.slice),
+                "busy": seen.busy,
+            }
+        )
+    cells = [
+        (
+            f"{one['users']}",
+            *(f"{one[f'{model}_replicas']}" for model in MODELS),
+            f"{one['latency_p50_s']:.1f} s",
+            f"{one['latency_p95_s']:.1f} s",
+            f"{one['tokens_per_s']:.0f}",
+            *(f"{one['busy'][model]:.0%}" for model in MODELS),  # type: ignore[index]
+        )
+        for one in rows
+    ]
+    heads = ("users", "small", "large", "p50", "p95", "tokens/s", "small busy", "large busy")
+    return {"rows": rows}, table(heads, cells)
+
+
+def main() -> None:
+    options = read_options()
+    told, text = checked(options) if options.check else planned(options)
+    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,181 @@
+"""Router and pools as a discrete-event simulation: how long requests take on so many replicas.
+
+A request is the hops it took in a measured run. A replica decodes all its hops together, one token each per iteration;
+an iteration takes longer the more hops there are. It has so many places; hops that find none wait, first come first
+served. Between hops a request spends what the router and Serve need. Users ask, read the reply, think, and ask again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from loadtest.client import Reply
+from router.request import Model
+
+
+@dataclass(frozen=True, slots=True)
+class HopWork:
+    """Tokens that one hop writes, what a failed glimpse threw away included."""
+
+    pool: Model
+    tokens: int
+
+
+Trace = tuple[HopWork, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds of an iteration over n hops: `base_s + n * each_s`. places: hops at a time in a replica."""
+
+    base_s: float
+    each_s: float
+    places: int
+
+    def iteration_s(self, hops: int) -> float:
+        return self.base_s + hops * self.each_s
+
+    @classmethod
+    def fitted(cls, seen: Iterable[tuple[int, float]], places: int) -> Pace:
+        """From (hops at a time, seconds a token) as measured; neither part is below nothing."""
+        at, took = (np.array(values, dtype=float) for values in zip(*seen, strict=True))
+        if len(at) == 1:
+            return cls(float(took[0]), 0.0, places)
+        each, base = np.polyfit(at, took, 1)
+        each = max(0.0, float(each))
+        return cls(max(0.0, float(base)) if each else float(took.mean()), each, places)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Replicas of each pool, their pace, and the seconds that every hop costs outside the engines."""
+
+    replicas: dict[Model, int]
+    paces: dict[Model, Pace]
+    hop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """What came of it. busy: share of the time that a pool's replicas had something to do."""
+
+    latencies_s: tuple[float, ...]
+    tokens: int
+    seconds: float
+    busy: dict[Model, float]
+
+    def latency_s(self, percent: float) -> float:
+        return float(np.percentile(self.latencies_s, percent))
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+
+class Replica:
+    """One engine. Its hops are known by the tokens that they still need."""
+
+    def __init__(self, world: simpy.Environment, pace: Pace) -> None:
+        self._world, self._pace = world, pace
+        self._left: dict[simpy.Event, float] = {}
+        self._waiting: deque[tuple[simpy.Event, float]] = deque()
+        self._since = 0.0
+        self._alarm = 0
+        self.busy_s = 0.0
+
+    @property
+    def hops(self) -> int:
+        return len(self._left) + len(self._waiting)
+
+    def write(self, tokens: int) -> simpy.Event:
+        """An event that comes when so many tokens have been written."""
+        self._catch_up()
+        over = self._world.event()
+        self._waiting.append((over, float(tokens)))
+        self._go_on()
+        return over
+
+    def _catch_up(self) -> None:
+        passed, self._since = self._world.now - self._since, self._world.now
+        if self._left:
+            self.busy_s += passed
+            written = passed / self._pace.iteration_s(len(self._left))
+            for hop in self._left:
+                self._left[hop] -= written
+
+    def _go_on(self) -> None:
+        while self._waiting and len(self._left) < self._pace.places:
+            hop, tokens = self._waiting.popleft()
+            self._left[hop] = tokens
+        self._alarm += 1
+        if self._left:
+            self._world.process(self._until_next(self._alarm))
+
+    def _until_next(self, alarm: int) -> Generator[simpy.Event, Any, None]:
+        least = max(0.0, min(self._left.values()))
+        yield self._world.timeout(least * self._pace.iteration_s(len(self._left)))
+        # Had a hop come meanwhile, everything would take longer than was thought.
+        if alarm == self._alarm:
+            self._catch_up()
+            for hop in [hop for hop, left in self._left.items() if left <= 1e-9]:
+                del self._left[hop]
+                hop.succeed()
+            self._go_on()
+
+
+def simulate(
+    system: System, traces: Sequence[Trace], *, users: int, think_s: float, seconds: float, seed: int
+) -> Simulated:
+    """So many users over so long a time; the first tenth, in which the system fills, is not counted."""
+    world = simpy.Environment()
+    pools = {model: [Replica(world, system.paces[model]) for _ in range(n)] for model, n in system.replicas.items()}
+    dice = random.Random(seed)
+    begin = seconds / 10
+    latencies: list[float] = []
+    tokens = 0
+
+    def user() -> Generator[simpy.Event, Any, None]:
+        nonlocal tokens
+        yield world.timeout(dice.random() * (think_s or begin / 10))
+        # Hops of a request meet in one replica, where their prefix is cached.
+        while True:
+            asked, trace = world.now, dice.choice(traces)
+            home = {model: min(replicas, key=lambda one: one.hops) for model, replicas in pools.items()}
+            for hop in trace:
+                yield world.timeout(system.hop_s)
+                yield home[hop.pool].write(hop.tokens)
+            if asked >= begin:
+                latencies.append(world.now - asked)
+            if world.now >= begin:
+                tokens += sum(hop.tokens for hop in trace)
+            yield world.timeout(dice.expovariate(1 / think_s) if think_s else 0.0)
+
+    for _ in range(users):
+        world.process(user())
+    world.run(until=seconds)
+    busy = {model: sum(one.busy_s for one in replicas) / len(replicas) / seconds for model, replicas in pools.items()}
+    return Simulated(tuple(latencies), tokens, seconds - begin, busy)
+
+
+def trace_of(reply: Reply) -> Trace:
+    """A reply's hops: runs of small steps, each large step, and the answer."""
+    hops: list[HopWork] = []
+    for step in reply.steps:
+        if hops and step.model == "small" == hops[-1].pool:
+            hops[-1] = HopWork("small", hops[-1].tokens + step.tokens)
+        else:
+            hops.append(HopWork(step.model, step.tokens))  # type: ignore[arg-type]
+    # Every large step was glimpsed at first, by one token that was thrown away.
+    hops = [HopWork(h.pool, h.tokens + (h.pool == "small" and n + 1 < len(hops))) for n, h in enumerate(hops)]
+    answer = reply.tokens - sum(step.tokens for step in reply.steps)
+    by_large = reply.large_tokens - sum(step.tokens for step in reply.steps if step.model == "large")
+    if answer > 0:
+        hops.append(HopWork("large" if by_large else "small", answer))
+    return tuple(hops)
