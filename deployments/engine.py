@@ -28,7 +28,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-from deployments.config import PoolConfig
+from deployments.config import PoolConfig, is_cpu_build
 from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
@@ -285,6 +285,10 @@ class Engine:
 def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
     """What the engine of a pool's replica is started with."""
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_logprobs": TOP, "logprobs_mode": "raw_logprobs"}
+    if is_cpu_build():
+        # vLLM draws a token after every chunk of a prompt and then winds the request's generator back, which PyTorch's
+        # CPU generator cannot: a seeded request whose prompt comes in chunks would end the engine, and the next one.
+        options["enable_chunked_prefill"] = False
     if tracing.active():
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()

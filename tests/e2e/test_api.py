@@ -171,6 +171,17 @@ async def test_raw_completions_continue_the_prompt(client: httpx.AsyncClient) ->
     assert response.json()["usage"]["completion_tokens"] <= 5
 
 
+@pytest.mark.parametrize("model", ["small", "large"])
+async def test_a_long_seeded_prompt_does_not_end_its_engine(
+    client: httpx.AsyncClient, system: System, model: str
+) -> None:
+    before = await system.account(model)
+    asked = {"model": model, "prompt": [9] * 3000, "max_tokens": 8, "temperature": 1, "seed": 5}
+    answers = await asyncio.gather(*(client.post("/v1/completions", json=asked) for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert (await system.account(model))["replica"] == before["replica"]
+
+
 async def test_many_at_once_answer_like_one_at_a_time(client: httpx.AsyncClient) -> None:
     questions = [problem.question for problem in problems(24, seed=23)]
     one = await ask_all(client, questions)
