@@ -47,6 +47,8 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",
     # Serve writes its log files anyway; a second copy of each line costs time on every request.
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray would run the replicas behind everything else on the machine (nice 15), the senders of their requests too.
+    "RAY_worker_niceness": "0",
     # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
