@@ -135,7 +135,7 @@ async def probe(url: str, timeline: Timeline) -> None:
 
 async def watch(timeline: Timeline, phase: Phase, options: argparse.Namespace, began: float) -> None:
     """Samples until the pools are where the phase wants them, and for a while longer."""
-    since, arrived = time.monotonic(), None
+    since, arrived, strayed = time.monotonic(), None, dict[str, str]()
     before = timeline.samples[-1].ready if timeline.samples else None
     while True:
         ready, starting = await asyncio.to_thread(replicas)
@@ -145,16 +145,18 @@ async def watch(timeline: Timeline, phase: Phase, options: argparse.Namespace, b
             Sample(now - began, phase.name, phase.clients, counts, (starting["small"], starting["large"]))
         )
         for place, pool in enumerate(POOLS):
-            # Whoever has to stay where it was must not be seen elsewhere.
-            if before is not None and before[place] == phase.ready[place] != counts[place]:
-                timeline.wrong.append(f"{phase.name}: {counts[place]} {pool} replicas at {now - began:.0f} s")
+            # Whoever has to stay where it was must not be seen elsewhere, nor on the way there.
+            up = counts[place] + starting[pool]
+            if before is not None and before[place] == phase.ready[place] != up:
+                strayed.setdefault(pool, f"{phase.name}: {up} {pool} replicas at {now - began:.0f} s")
         arrived = arrived or (now if counts == phase.ready else None)
-        if arrived is not None and now - arrived >= options.hold:
-            return
-        if now - since > options.within:
+        if arrived is None and now - since > options.within:
             timeline.wrong.append(f"{phase.name}: {counts} replicas after {options.within} s, not {phase.ready}")
-            return
+            break
+        if arrived is not None and now - arrived >= options.hold:
+            break
         await asyncio.sleep(SAMPLE_S)
+    timeline.wrong.extend(strayed.values())
 
 
 async def measure(url: str, questions: Sequence[Question], options: argparse.Namespace) -> Timeline:

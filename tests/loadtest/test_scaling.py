@@ -1,9 +1,11 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 import yaml
 
 from deployments.config import AppConfig
+from loadtest import scaling
 from loadtest.command import PROFILE, variant
 from loadtest.offered import Told
 from loadtest.questions import generated
@@ -82,3 +84,15 @@ async def test_clients_come_and_go() -> None:
     await clients.end()
     assert server.waiting == 0
     assert told
+
+
+@pytest.mark.parametrize(("starting", "wrong"), [(0, 0), (1, 1)])
+async def test_a_pool_that_starts_what_nobody_asked_for_is_wrong(
+    starting: int, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ({"small": 2, "large": 0}, {"small": 0, "large": starting})
+    monkeypatch.setattr(scaling, "replicas", lambda: found)
+    monkeypatch.setattr(scaling, "SAMPLE_S", 0.01)
+    line, rises = Timeline([Sample(0.0, "nobody", (0, 0), (1, 0), (0, 0))]), phases(2)[1]
+    await scaling.watch(line, rises, scaling.read_options(["--hold", "1"]), began=0.0)
+    assert len(line.wrong) == wrong
