@@ -83,13 +83,13 @@ def ingress(settings: Settings) -> type:
                 settings.defaults,
             )
             self.service: Service = Observed(self.router)
-            metrics().large_share_target.set(settings.defaults.max_large_share)
+            metrics().target = settings.defaults.max_large_share
 
         def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
             tuning = Tuning.model_validate(user_config or {})
             defaults = replace(settings.defaults, **tuning.model_dump(exclude_none=True))
             self.router.tune(defaults)
-            metrics().large_share_target.set(defaults.max_large_share)
+            metrics().target = defaults.max_large_share
 
     return Router
 

@@ -18,7 +18,10 @@ _NATS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 1.8, 2.1, 2.4, 
 
 
 class Metrics:
-    """The metrics of one process; times are in seconds, entropies in nats."""
+    """The metrics of one process; times are in seconds, entropies in nats.
+
+    target: what `large_share_target` is set to with every request. Ray forgets a gauge that is set only once.
+    """
 
     def __init__(self) -> None:
         self.requests = Counter("glimpse_requests_total", "Requests by their end.", ("tenant", "model", "code"))
@@ -41,6 +44,7 @@ class Metrics:
             "glimpse_large_share_target",
             "Bound on the large model's share of the tokens, 0..1.",
         )
+        self.target = 1.0
         self._tenants: set[str] = set()
 
     def tenant(self, id: str) -> str:

@@ -132,6 +132,7 @@ class Observation:
     def end(self) -> None:
         seconds, code = time.perf_counter() - self.began, self.code
         metrics().requests.inc(tags={"tenant": self.tenant, "model": self.model, "code": str(code)})
+        metrics().large_share_target.set(metrics().target)
         if self.finished is not None:
             metrics().request_seconds.observe(seconds)
         if code in (429, 503):

@@ -55,7 +55,7 @@ class Recorded:
         self.sums[key] += value
         self.counts[key] += 1
 
-    observe = inc
+    observe = set = inc
 
 
 @pytest.fixture
