@@ -110,24 +110,33 @@ class Client:
         told = next(card["glimpse"] for card in body["data"] if card["id"] == "glimpse")
         return Served(told["pair"], told["models"]["small"], told["models"]["large"], told["thinks"], told["threshold"])
 
-    async def chat(self, messages: Sequence[Mapping[str, str]], model: str, **fields: object) -> Reply:
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        model: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **fields: object,
+    ) -> Reply:
         """A greedy chat completion; fields that are None are left out."""
-        return await self._ask("/v1/chat/completions", {"model": model, "messages": list(messages), **fields})
+        return await self._ask("/v1/chat/completions", {"model": model, "messages": list(messages), **fields}, headers)
 
     async def complete(self, prompt: str, model: str, **fields: object) -> Reply:
         """A greedy completion of a raw prompt."""
         return await self._ask("/v1/completions", {"model": model, "prompt": prompt, **fields})
 
-    async def _ask(self, path: str, fields: Mapping[str, object]) -> Reply:
+    async def _ask(self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Reply:
         body = {"temperature": 0} | {name: value for name, value in fields.items() if value is not None}
-        return Reply.read(*await self._send("POST", path, body))
+        return Reply.read(*await self._send("POST", path, body, headers))
 
-    async def _send(self, method: str, path: str, body: Mapping[str, object] | None) -> tuple[dict[str, Any], float]:
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, object] | None, headers: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, Any], float]:
         """The JSON and the seconds it took; a busy server is asked again."""
         for attempt in range(1, ATTEMPTS + 1):
             began = time.perf_counter()
             try:
-                response = await self._http.request(method, path, json=body)
+                response = await self._http.request(method, path, json=body, headers=headers)
             except httpx.HTTPError as error:
                 reason = f"{type(error).__name__} {error}".strip()
                 raise MeasuringError(f"{self._url} does not answer ({reason}); is the server up?") from error

@@ -7,16 +7,27 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from receiver import Receiver, receiving
 from system import System, start
 
 
 @pytest.fixture(scope="session")
-def system() -> Iterator[System]:
-    """Set GLIMPROUTER_TEST_URL to use a system that runs already."""
+def receiver() -> Iterator[Receiver]:
+    with receiving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def system(receiver: Receiver) -> Iterator[System]:
+    """Set GLIMPROUTER_TEST_URL to use a system that runs already. One of our own traces what it is asked to trace."""
     if url := os.environ.get("GLIMPROUTER_TEST_URL"):
         yield System(url, None)
         return
-    running = start()
+    running = start(
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        OTEL_TRACES_SAMPLER="parentbased_always_off",
+        OTEL_BSP_SCHEDULE_DELAY="500",
+    )
     yield running
     import ray
 

@@ -47,6 +47,11 @@ class Receiver(services.TraceServiceServicer):
                     self._spans += [_read(span) for span in scope.spans]
         return messages.ExportTraceServiceResponse()
 
+    @property
+    def traces(self) -> set[str]:
+        with self._lock:
+            return {span.trace for span in self._spans}
+
     def trace(self, id: str) -> list[Span]:
         """Every span of a trace that has come so far."""
         with self._lock:

@@ -26,15 +26,20 @@ class System:
 
     url: str
     starter: subprocess.Popen[str] | None
-    metrics_url: str = ""
 
     def handle(self, model: str) -> Any:
-        import ray
         from ray import serve
 
-        if not ray.is_initialized():
-            ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+        attach()
         return serve.get_deployment_handle(model, "glimpse")
+
+    @property
+    def metrics_port(self) -> int:
+        """Where Prometheus finds Ray's, Serve's, the router's and the engines' metrics."""
+        import ray
+
+        attach()
+        return int(ray.nodes()[0]["MetricsExportPort"])
 
     async def account(self, model: str) -> dict[str, Any]:
         """The engine's own counts (one replica a pool)."""
@@ -82,8 +87,35 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     if "Serving on " not in told:
         starter.kill()
         pytest.fail(f"the system did not start:\n{told}")
-    metrics = next(line.split()[-1] for line in lines if line.startswith("Metrics on "))
-    return System(f"http://127.0.0.1:{port}", starter, metrics)
+    return System(f"http://127.0.0.1:{port}", starter)
+
+
+def attach() -> None:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+
+
+async def back(system: System, model: str, old_pid: int) -> None:
+    """Returns once a killed replica has a successor."""
+    for _ in range(240):
+        try:
+            if (await asyncio.wait_for(system.account(model), 5))["pid"] != old_pid:
+                return
+        except Exception:
+            pass
+        await asyncio.sleep(0.5)
+    pytest.fail(f"the {model} replica did not come back")
+
+
+async def at_work(system: System, model: str) -> dict[str, Any]:
+    """A replica's account as soon as it has something to do."""
+    for _ in range(4000):
+        if (account := await system.account(model))["running_requests"]:
+            return account
+        await asyncio.sleep(0.005)
+    pytest.fail(f"the {model} pool got nothing to do")
 
 
 async def settled(system: System, *, within_s: float) -> dict[str, int]:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import ray
 from asking import ask, problems, said
-from system import System, start
+from system import System, back, start
 
 pytestmark = pytest.mark.last
 
@@ -30,17 +30,6 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-async def back(system: System, model: str, old_pid: int) -> None:
-    for _ in range(240):
-        try:
-            if (await asyncio.wait_for(system.account(model), 5))["pid"] != old_pid:
-                return
-        except Exception:
-            pass
-        await asyncio.sleep(0.5)
-    pytest.fail(f"the {model} replica did not come back")
 
 
 @pytest.mark.parametrize(("model", "victim"), [("small", "engine core"), ("large", "replica")])
