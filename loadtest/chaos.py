@@ -52,7 +52,7 @@ class Tally:
 
     requests: int = 0
     failed: list[str] = field(default_factory=list)
-    differing: int = 0
+    differing: list[tuple[Streamed, Streamed]] = field(default_factory=list)
     resumed_hops: int = 0
 
     def add(self, streamed: Streamed, undisturbed: Streamed) -> None:
@@ -61,7 +61,7 @@ class Tally:
         if streamed.error or streamed.finish is None:
             self.failed.append(streamed.error or "the stream had no end")
         elif streamed.said != undisturbed.said:
-            self.differing += 1
+            self.differing.append((streamed, undisturbed))
 
 
 def replicas(pool: str) -> dict[int, list[int]]:
@@ -128,7 +128,7 @@ async def under_fire(
                 print(
                     f"kill {number + 1}/{kills}: a {done[-1].pool} {victim}, ready again after"
                     f" {done[-1].ready_again_s:.0f} s; {tally.requests} requests, {len(tally.failed)} failed,"
-                    f" {tally.differing} differing, {tally.resumed_hops} hops resumed",
+                    f" {len(tally.differing)} differing, {tally.resumed_hops} hops resumed",
                     flush=True,
                 )
         finally:
@@ -176,12 +176,14 @@ def main() -> None:
         ["requests under fire", str(tally.requests)],
         ["kills", str(len(kills))],
         ["failed requests", str(len(tally.failed))],
-        ["answers that differ from the undisturbed run", str(tally.differing)],
+        ["answers that differ from the undisturbed run", str(len(tally.differing))],
         ["hops taken up elsewhere", str(tally.resumed_hops)],
     ]
     print(table(["", "count"], rows))
     for reason in tally.failed[:5]:
         print(f"failed: {reason}")
+    for got, expected in tally.differing[:5]:
+        print(f"differs, {got.resumed_hops} hops resumed:\n{got.said}\nundisturbed:\n{expected.said}")
     if options.json:
         told = {"tally": asdict(tally), "kills": [asdict(one) for one in kills]}
         options.json.write_text(json.dumps(told, indent=1))
