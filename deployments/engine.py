@@ -21,6 +21,7 @@ from ray import serve
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
+from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -223,8 +224,7 @@ class Engine:
         for i, token in enumerate(piece.token_ids):
             glimpse = None
             if run.wants_entropy and logprobs:
-                # The sampled token comes first and again at its rank: the top candidates are what follows it.
-                glimpse = entropy(logprobs.logprobs[logprobs.start_indices[i] + 1 : logprobs.end_indices[i]])
+                glimpse = entropy(candidates(logprobs, i))
             if run.take(token, glimpse, now) is not None:
                 return
 
@@ -280,6 +280,18 @@ class Engine:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.shutdown()
+
+
+def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
+    """Logprobs of the most likely tokens at a position, `TOP` at most, best first or not.
+
+    The sampled token comes first, and again at its rank if that is among them. vLLM merges the outputs that pile up
+    while nobody reads them, and from a merged one the repetition is gone.
+    """
+    first, end = logprobs.start_indices[position], logprobs.end_indices[position]
+    sampled, rank = logprobs.token_ids[first], logprobs.ranks[first]
+    extra = sampled in logprobs.token_ids[first + 1 : end] or (rank is not None and rank > TOP)
+    return logprobs.logprobs[first + extra : end]
 
 
 def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
