@@ -62,7 +62,8 @@ class Stage:
     """A stretch of training at one depth, on one mixture.
 
     `tokens` counts padding; `rate` is Muon's at its peak, which falls to `final` of it. `common` is the share of
-    look-ups that are of common items, `sheets` the number of sheets of exercises per problem.
+    look-ups that are of common items, `sheets` the number of sheets of exercises per problem, `long` the share of
+    problems of four lines and more: in short ones there is little to mistake for the line that comes next.
     """
 
     layers: int
@@ -71,6 +72,7 @@ class Stage:
     final: float
     common: float
     sheets: float
+    long: float
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,17 @@ RECIPES = {
         reader="small",
         shape=Shape(layers=3),
         stages=(
-            Stage(layers=3, tokens=1_750_000, rate=0.02, final=0.8, common=0.6, sheets=0.5),
-            Stage(layers=3, tokens=2_600_000, rate=0.014, final=0.0, common=0.6, sheets=0.5),
-            Stage(layers=3, tokens=3_300_000, rate=0.012, final=0.0, common=0.7, sheets=0.5),
-            Stage(layers=3, tokens=2_600_000, rate=0.010, final=0.0, common=0.4, sheets=0.35),
-            Stage(layers=3, tokens=1_000_000, rate=0.008, final=0.0, common=0.4, sheets=0.25),
+            Stage(layers=3, tokens=2_000_000, rate=0.02, final=0.7, common=0.6, sheets=0.4, long=0.6),
+            Stage(layers=3, tokens=8_000_000, rate=0.014, final=0.0, common=0.6, sheets=0.2, long=0.5),
+            Stage(layers=3, tokens=3_000_000, rate=0.010, final=0.0, common=0.4, sheets=0.15, long=0.3),
         ),
     ),
     "large": Recipe(
         reader="large",
         shape=Shape(layers=32),
         stages=(
-            Stage(layers=5, tokens=2_000_000, rate=0.014, final=0.0, common=0.15, sheets=0.9),
-            Stage(layers=32, tokens=40_000, rate=0.0005, final=0.0, common=0.2, sheets=0.3),
+            Stage(layers=5, tokens=4_000_000, rate=0.014, final=0.0, common=0.15, sheets=0.7, long=0.4),
+            Stage(layers=32, tokens=40_000, rate=0.0005, final=0.0, common=0.2, sheets=0.3, long=0.3),
         ),
         start="small",
     ),
@@ -252,7 +252,8 @@ def examples(
     delimiter = encode([f".{DELIMITER}"])[0].ids[0]
     for number in itertools.count():
         stream = seed * 100_000 + number
-        problems = list(generate(stream, CHUNK, "train", reader=reader, common_share=stage.common, two_turns=0.08))
+        draw = functools.partial(generate, stream, split="train", reader=reader, common_share=stage.common)
+        problems = [*draw(int(CHUNK * (1 - stage.long)), two_turns=0.08), *draw(int(CHUNK * stage.long), min_lines=4)]
         texts = []
         for index, problem in enumerate(problems):
             system = pocket_tokenizer.SYSTEM_PROMPTS[index // 12 % 3] if index % 12 == 0 else None
