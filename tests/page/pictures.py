@@ -65,11 +65,12 @@ async def take(url: str, folder: Path, record: bool) -> None:
                 if record:
                     await _record(page)
                     record = False
+                    await _settle(page, "body")
                 if size == "phone":
                     await _settle(page, "#run")
                 await _picture(page, f"page-{size}-{scheme}", folder)
                 if size == "desktop" and scheme == "light":
-                    await page.locator("#threshold").fill("0.4")
+                    await page.locator("#threshold").fill("3")
                     await _settle(page, "body")
                     await _picture(page, "page-threshold", folder)
                     await _asked(page, url, "#compare")
