@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from loadtest.questions import Question
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """What one stream brought: the text, the finish reason, how often a hop was taken up elsewhere, and the pair and
-    the threshold it was written with."""
+    """What one stream brought: the text, the finish reason, how often a hop was taken up elsewhere, the pair and the
+    threshold it was written with, and the longest time without a word, in seconds."""
 
     reasoning: str
     content: str
@@ -23,6 +24,7 @@ class Streamed:
     error: str | None = None
     pair: str = ""
     threshold: float | None = None
+    silence_s: float = 0.0
 
     @property
     def said(self) -> tuple[str, str, str | None]:
@@ -41,6 +43,7 @@ async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
     said = {"reasoning_content": "", "content": ""}
     told: dict[str, Any] = {}
     finish = error = None
+    heard, silence_s = time.monotonic(), 0.0
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
@@ -48,6 +51,7 @@ async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
             async for line in response.aiter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
+                heard, silence_s = time.monotonic(), max(silence_s, time.monotonic() - heard)
                 chunk = json.loads(line[6:])
                 if "error" in chunk:
                     error = chunk["error"]["message"]
@@ -67,4 +71,5 @@ async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
         error,
         told.get("pair", ""),
         told.get("threshold"),
+        silence_s,
     )
