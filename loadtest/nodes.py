@@ -20,12 +20,14 @@ import itertools
 import json
 import logging
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -43,7 +45,7 @@ from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream
 from loadtest.table import table
 
-READY_S = 400.0
+START_S, READY_S = 90.0, 400.0
 GCS_PORT, HTTP_PORT = 6399, 8199
 STORE_BYTES = 100 << 20
 TIMES = ("before", "until its replicas are elsewhere", "after")
@@ -101,7 +103,9 @@ def rows(asked: Sequence[Asked], died: float, elsewhere: float, patience_s: floa
 @contextmanager
 def cluster(profile: Path, logs: Path) -> Iterator[tuple[str, Sequence[Machine]]]:
     """The profile served by a head and two engine nodes. The URL, and the nodes."""
-    environment = ENVIRONMENT | os.environ
+    # Before Ray is imported here. Who is on the bridge needs the token to join.
+    own = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= {name: value for name, value in own.items() if name not in os.environ}
     raylet = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     raylet += ["--num-cpus=2", f"--object-store-memory={STORE_BYTES}"]
     lifeline.adopt_orphans()
@@ -115,10 +119,12 @@ def cluster(profile: Path, logs: Path) -> Iterator[tuple[str, Sequence[Machine]]
             there += ['--resources={"small_pool": 2, "large_pool": 2}']
             starts.append(node.command(*raylet, *there))
         try:
-            for start in starts:
-                with (logs / f"raylet-{starts.index(start)}.txt").open("wb") as log:
-                    subprocess.Popen(start, env=environment, stdout=log, stderr=log, process_group=0)
-                time.sleep(8 if start is starts[0] else 2)
+            for number, start in enumerate(starts):
+                log = logs / f"raylet-{number}.txt"
+                with log.open("wb") as out:
+                    process = subprocess.Popen(start, stdout=out, stderr=out, process_group=0)
+                if number == 0:
+                    wait_for_port(host, GCS_PORT, process, log)
             serve_on(address, host, profile)
             yield f"http://{host}:{HTTP_PORT}", nodes
         finally:
@@ -126,6 +132,25 @@ def cluster(profile: Path, logs: Path) -> Iterator[tuple[str, Sequence[Machine]]
 
             ray.shutdown()  # type: ignore[no-untyped-call]
             lifeline.end_descendants()
+
+
+def wait_for_port(host: str, port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and head.poll() is None:
+        with suppress(OSError), socket.create_connection((host, port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise MeasuringError(f"the head did not start: {' '.join(log.read_text(errors='replace').split())[-400:]}")
+
+
+def wait_for_nodes(count: int) -> None:
+    import ray
+
+    until = time.monotonic() + START_S
+    while sum(node["Alive"] for node in ray.nodes()) < count:  # type: ignore[no-untyped-call]
+        if time.monotonic() > until:
+            raise MeasuringError(f"not all of {count} nodes joined the cluster within {START_S:.0f} s")
+        time.sleep(0.2)
 
 
 def serve_on(address: str, host: str, profile: Path) -> None:
@@ -141,7 +166,6 @@ def serve_on(address: str, host: str, profile: Path) -> None:
         args[pool] |= {"replicas": 2, "cpus": 0.1, "resources": {f"{pool}_pool": 1}}
     args["router"] = args.get("router", {}) | {"cpus": 0.1, "resources": {"router_pool": 1}}
     config["http_options"] = {"host": host, "port": HTTP_PORT, "location": "HeadOnly"}
-    os.environ |= {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     ray.init(
         address=address,
         namespace="serve",
@@ -149,6 +173,7 @@ def serve_on(address: str, host: str, profile: Path) -> None:
         logging_level=logging.ERROR,
         _node_ip_address=host,
     )
+    wait_for_nodes(3)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
