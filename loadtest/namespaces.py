@@ -40,10 +40,6 @@ class Machine:
             ended |= set(left)
         return len(ended)
 
-    def unplug(self) -> None:
-        """Takes the cable out: nothing goes in or out, nobody is told."""
-        _ip("link", "set", _cable(self.name), "down")
-
 
 @contextmanager
 def machines(count: int) -> Iterator[tuple[str, Sequence[Machine]]]:

@@ -4,8 +4,8 @@
 
 Three raylets with addresses of their own: the head, with Serve's controller, proxy and router, and two engine nodes in
 network namespaces of their own, each with a small and a large replica. All share this machine's cores. Every question
-is asked once undisturbed, then again and again; after a while one engine node is killed (or unplugged, --way unplug:
-then nobody is told, and Ray has to notice). The other one takes up its hops, and new replicas start there.
+is asked once undisturbed, then again and again; after a while one engine node is killed. The other one takes up its
+hops, and new replicas start there.
 
 Requests are told apart by when they were asked: before the node died, until its replicas were elsewhere, and after
 that. One waited if it was without a word for longer than any undisturbed one, by --slack seconds. A request fails as in
@@ -18,36 +18,22 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
-import os
-import secrets
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import httpx
-import yaml
 
-from deployments import lifeline
-from deployments.launcher import ENVIRONMENT
 from loadtest.chaos import POOLS
+from loadtest.cluster import cluster
 from loadtest.command import MeasuringError, at_least_one, parser, run
-from loadtest.namespaces import Machine, machines
+from loadtest.namespaces import Machine
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream
 from loadtest.table import table
 
-START_S, READY_S = 90.0, 400.0
-GCS_PORT, HTTP_PORT = 6399, 8199
-STORE_BYTES = 100 << 20
+READY_S = 300.0
 TIMES = ("before", "until its replicas are elsewhere", "after")
 
 
@@ -100,101 +86,6 @@ def rows(asked: Sequence[Asked], died: float, elsewhere: float, patience_s: floa
     ]
 
 
-@contextmanager
-def cluster(profile: Path, logs: Path) -> Iterator[tuple[str, Sequence[Machine]]]:
-    """The profile served by a head and two engine nodes. The URL, and the nodes."""
-    # Before Ray is imported here. Who is on the bridge needs the token to join.
-    own = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ |= {name: value for name, value in own.items() if name not in os.environ}
-    raylet = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    raylet += ["--num-cpus=2", f"--object-store-memory={STORE_BYTES}"]
-    lifeline.adopt_orphans()
-    with machines(2) as (host, nodes):
-        address = f"{host}:{GCS_PORT}"
-        here = [f"--node-ip-address={host}", "--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
-        here += [f"--temp-dir={logs}", '--resources={"router_pool": 1}']
-        starts = [[*raylet, *here]]
-        for node in nodes:
-            there = [f"--address={address}", f"--node-ip-address={node.address}"]
-            there += ['--resources={"small_pool": 2, "large_pool": 2}']
-            starts.append(node.command(*raylet, *there))
-        try:
-            for number, start in enumerate(starts):
-                log = logs / f"raylet-{number}.txt"
-                with log.open("wb") as out:
-                    process = subprocess.Popen(start, stdout=out, stderr=out, process_group=0)
-                if number == 0:
-                    wait_for_port(host, GCS_PORT, process, log)
-            serve_on(address, host, profile)
-            yield f"http://{host}:{HTTP_PORT}", nodes
-        finally:
-            import ray
-
-            ray.shutdown()  # type: ignore[no-untyped-call]
-            lifeline.end_descendants()
-
-
-def wait_for_port(host: str, port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and head.poll() is None:
-        with suppress(OSError), socket.create_connection((host, port), timeout=1):
-            return
-        time.sleep(0.2)
-    raise MeasuringError(f"the head did not start: {' '.join(log.read_text(errors='replace').split())[-400:]}")
-
-
-def wait_for_nodes(count: int) -> None:
-    import ray
-
-    until = time.monotonic() + START_S
-    while sum(node["Alive"] for node in ray.nodes()) < count:  # type: ignore[no-untyped-call]
-        if time.monotonic() > until:
-            raise MeasuringError(f"not all of {count} nodes joined the cluster within {START_S:.0f} s")
-        time.sleep(0.2)
-
-
-def serve_on(address: str, host: str, profile: Path) -> None:
-    """Starts Serve with the profile on the cluster and waits for it."""
-    import ray
-    from ray import serve
-    from ray.serve._private.api import serve_start
-    from ray.serve.schema import ServeDeploySchema
-
-    config: dict[str, Any] = yaml.safe_load(profile.read_text())
-    args = config["applications"][0]["args"]
-    for pool in POOLS:
-        args[pool] |= {"replicas": 2, "cpus": 0.1, "resources": {f"{pool}_pool": 1}}
-    args["router"] = args.get("router", {}) | {"cpus": 0.1, "resources": {"router_pool": 1}}
-    config["http_options"] = {"host": host, "port": HTTP_PORT, "location": "HeadOnly"}
-    ray.init(
-        address=address,
-        namespace="serve",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=host,
-    )
-    wait_for_nodes(3)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    schema = ServeDeploySchema.model_validate(config)
-    client = serve_start(http_options=schema.http_options.model_dump(), proxy_location=schema.proxy_location)
-    client.deploy_apps(schema)
-    until, told = time.monotonic() + READY_S, ""
-    while time.monotonic() < until:
-        applications = serve.status().applications
-        if applications and all(one.status == "RUNNING" for one in applications.values()):
-            return
-        now = ", ".join(
-            f"{name} {overview.status.value.lower()}"
-            for one in applications.values()
-            for name, overview in one.deployments.items()
-        )
-        if now != told:
-            print(now or "starting", file=sys.stderr, flush=True)
-        told = now
-        time.sleep(1)
-    raise MeasuringError(f"the cluster was not up within {READY_S:.0f} s: {told}")
-
-
 def places() -> dict[str, list[str]]:
     """The addresses of the nodes of each pool's ready replicas."""
     from ray.serve.context import _get_global_client
@@ -239,11 +130,7 @@ async def under_way(
             await asyncio.sleep(options.seconds)
             died = time.monotonic()
             lost, left = nodes
-            if options.way == "unplug":
-                await asyncio.to_thread(lost.unplug)
-                print(f"{lost.address} unplugged", flush=True)
-            else:
-                print(f"{lost.address}: {await asyncio.to_thread(lost.kill)} processes killed", flush=True)
+            print(f"{lost.address}: {await asyncio.to_thread(lost.kill)} processes killed", flush=True)
             while any(on != [left.address] * 2 for on in (await asyncio.to_thread(places)).values()):
                 if time.monotonic() - died > READY_S:
                     raise MeasuringError(f"the replicas were not elsewhere within {READY_S:.0f} s")
@@ -284,7 +171,6 @@ def shown(found: Sequence[Row], elsewhere_s: float) -> str:
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.nodes", __doc__, concurrency=6)
     made.add_argument("--problems", type=at_least_one, default=24, help="different questions (default: %(default)s)")
-    made.add_argument("--way", choices=("kill", "unplug"), default="kill", help="to lose a node (default: %(default)s)")
     made.add_argument("--seconds", type=at_least_one, default=15, help="before and after (default: %(default)s)")
     made.add_argument("--slack", type=float, default=0.5, help="seconds (default: %(default)s)")
     return made.parse_args(arguments)
@@ -295,17 +181,15 @@ def main() -> None:
     if options.url:
         raise MeasuringError("it kills a node, so it starts a cluster of its own: leave --url out")
     questions = generated(options.seed, options.problems)
-    # Short, because Ray puts sockets into it and a socket's path has at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="glimpse-", dir="/tmp", ignore_cleanup_errors=True) as logs:
-        with cluster(options.profile, Path(logs)) as (url, nodes):
-            spread = places()
-            if any(on != sorted(node.address for node in nodes) for on in spread.values()):
-                raise MeasuringError(f"the replicas did not spread over the nodes ({spread}); try again")
-            found, elsewhere_s = asyncio.run(under_way(url, nodes, questions, options))
-        print(shown(found, elsewhere_s))
-        if options.json:
-            told = {"way": options.way, "elsewhere_s": elsewhere_s, "rows": [asdict(one) for one in found]}
-            options.json.write_text(json.dumps(told, indent=1) + "\n")
+    with cluster(options.profile, 2) as (url, nodes):
+        spread = places()
+        if any(on != sorted(node.address for node in nodes) for on in spread.values()):
+            raise MeasuringError(f"the replicas did not spread over the nodes ({spread}); try again")
+        found, elsewhere_s = asyncio.run(under_way(url, nodes, questions, options))
+    print(shown(found, elsewhere_s))
+    if options.json:
+        told = {"elsewhere_s": elsewhere_s, "rows": [asdict(one) for one in found]}
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
     if any(one.failed or one.differing for one in found):
         raise SystemExit(1)
 
