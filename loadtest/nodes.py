@@ -39,7 +39,7 @@ TIMES = ("before", "until its replicas are elsewhere", "after")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request under way when something happened, or not. Times on the monotonic clock, in seconds."""
+    """A request and what came of it. Times on the monotonic clock, in seconds."""
 
     at: float
     end: float
@@ -49,6 +49,10 @@ class Asked:
     @property
     def failed(self) -> bool:
         return self.told.error is not None or self.told.finish is None
+
+    def story(self, died: float) -> str:
+        what = f"failed ({self.told.error or 'no end'})" if self.failed else f"waited {self.told.silence_s:.1f} s"
+        return f"asked {self.at - died:+.1f} s from the death, ended {self.end - died:+.1f} s: {what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +145,9 @@ async def under_way(
         finally:
             over.set()
             await asyncio.gather(*clients)
-        for one in [one for one in asked if one.failed][:5]:
-            print(
-                f"failed: asked {one.at - died:+.1f} s after the death, ended {one.end - died:+.1f} s: {one.told.error}"
-            )
+        for one in asked:
+            if one.failed or one.told.silence_s > patience:
+                print(one.story(died), flush=True)
         in_flight = [one for one in asked if one.at < died < one.end]
         found = rows(asked, died, elsewhere, patience)
         return [found[0], Row.of("of these, under way when it died", in_flight, patience), *found[1:]], elsewhere - died

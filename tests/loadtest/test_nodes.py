@@ -16,3 +16,8 @@ def test_requests_are_told_apart_by_when_they_were_asked() -> None:
         (2, 0, 1, 0),
     ]
     assert "The replicas were elsewhere 20 s" in shown(found, 20.0)
+
+
+def test_those_who_waited_and_those_who_failed_are_named() -> None:
+    assert asked(9.5, silence_s=3).story(died=10) == "asked -0.5 s from the death, ended +1.5 s: waited 3.0 s"
+    assert asked(12, finish=None).story(died=10) == "asked +2.0 s from the death, ended +4.0 s: failed (no end)"
