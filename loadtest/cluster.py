@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -59,10 +60,13 @@ def cluster(profile: Path, count: int) -> Iterator[tuple[str, Sequence[Machine]]
 
 def start(inside: Sequence[str], address: str, resources: dict[str, int], *arguments: str) -> None:
     """Starts a raylet of this address, and what else belongs to a node."""
-    offered = "{" + ", ".join(f'"{name}": {amount}' for name, amount in resources.items()) + "}"
     command = [*inside, str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=2"]
     command += ["--disable-usage-stats", "--dashboard-agent-listen-port=0"]
-    command += [f"--object-store-memory={STORE_BYTES}", f"--node-ip-address={address}", f"--resources={offered}"]
+    command += [
+        f"--object-store-memory={STORE_BYTES}",
+        f"--node-ip-address={address}",
+        f"--resources={json.dumps(resources)}",
+    ]
     # A file: what it leaves running would hold a pipe open.
     with tempfile.TemporaryFile("w+") as out:
         if subprocess.run([*command, *arguments], stdout=out, stderr=out, process_group=0).returncode != 0:
