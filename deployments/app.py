@@ -39,6 +39,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
         patience_s={model: config.limits.patience_s for model in MODELS if config.routing.impatient(model)},
         body_bytes=config.limits.body_bytes,
         messages=config.limits.messages,
+        access=config.access.settings(max_waiting=config.limits.max_waiting, max_wait_s=config.limits.max_wait_s),
         defaults=Defaults(
             threshold=config.routing.threshold,
             answer_by=config.routing.answer_by,

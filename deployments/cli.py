@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from deployments import tenants
+
 PROFILES = Path(__file__).parent / "profiles"
 
 app = typer.Typer(
@@ -180,6 +182,11 @@ def profiles() -> None:
     for profile in sorted(PROFILES.glob("*.yaml")):
         first = profile.read_text().splitlines()[0] if profile.stat().st_size else ""
         typer.echo(f"{profile.stem:20} {first.removeprefix('#').strip() if first.startswith('#') else ''}".rstrip())
+
+
+app.add_typer(tenants.keys, name="keys")
+app.add_typer(tenants.tenants, name="tenants")
+app.command()(tenants.usage)
 
 
 if __name__ == "__main__":

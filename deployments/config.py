@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from router.tenancy.settings import Access, Price
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -124,8 +126,12 @@ class LimitsConfig(Settings):
     max_requests: int | None = Field(
         default=None,
         ge=1,
-        description="at a time in one router replica; then 429; by default as many as the smaller pool takes",
+        description="at a time in one router replica; more wait; by default as many as the smaller pool takes",
     )
+    max_waiting: int = Field(
+        default=32, ge=0, description="requests that wait in one router replica; more are refused with 429"
+    )
+    max_wait_s: float = Field(default=10.0, gt=0, description="a request that waited so long is refused with 429")
     warm_up_tokens: int | None = Field(
         default=2048, ge=1, description="the large pool reads prompts of that length ahead; null: never"
     )
@@ -146,6 +152,45 @@ class RouterConfig(Settings):
     env: dict[str, str] = Field(default_factory=dict)
 
 
+class PriceConfig(Settings):
+    """Per million tokens, in any one currency; `cached` is for prompt tokens found in the KV cache."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    cached: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
+class AccessConfig(Settings):
+    """Keys, limits and accounts. Without a database there are none, and the server listens on 127.0.0.1 only.
+
+    What is secret is better in the environment of the routers: GLIMPROUTER_DATABASE_URL, GLIMPROUTER_REDIS_URL,
+    GLIMPROUTER_ADMIN_KEY.
+    """
+
+    database: str | None = Field(default=None, repr=False, description="sqlite:///FILE or postgresql://HOST/NAME")
+    redis: str | None = Field(
+        default=None, repr=False, description="redis://HOST:PORT/N, for limits that all routers share"
+    )
+    redis_down: Literal["open", "closed"] = Field(
+        default="open", description="while Redis is away, requests pass uncounted, or get a 503"
+    )
+    journal: str = Field(
+        default="~/.glimprouter/journal", min_length=1, description="folder for accounts that are still to be delivered"
+    )
+    prices: dict[Literal["small", "large"], PriceConfig] = Field(default_factory=dict)
+    key_cache_s: float = Field(default=5.0, ge=0, description="how long a revoked key may still work")
+    delivery_s: float = Field(default=1.0, gt=0, description="how often accounts go to the database")
+    behind_gateway: bool = Field(
+        default=False, description="something in front authenticates, so no keys are needed to listen anywhere"
+    )
+
+    def settings(self, *, max_waiting: int, max_wait_s: float) -> Access:
+        """What the router is told."""
+        prices = {model: Price(**price.model_dump()) for model, price in self.prices.items()}
+        fields = self.model_dump() | {"prices": prices}
+        return Access(**fields, max_waiting=max_waiting, max_wait_s=max_wait_s)
+
+
 class AppConfig(Settings):
     """A profile's `args`."""
 
@@ -154,6 +199,7 @@ class AppConfig(Settings):
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
     router: RouterConfig = RouterConfig()
+    access: AccessConfig = AccessConfig()
 
     @classmethod
     def read(cls, args: dict[str, Any]) -> AppConfig:
@@ -165,10 +211,11 @@ class AppConfig(Settings):
             where = ".".join(str(part) for part in first["loc"]) or "args"
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             raise ConfigError(f"{where}: {first['msg']}{more}") from None
-        if config.router.max_ongoing_requests <= config.max_requests:
+        held = config.max_requests + config.limits.max_waiting
+        if config.router.max_ongoing_requests <= held:
             raise ConfigError(
-                f"router.max_ongoing_requests: must be above the {config.max_requests} requests that a router admits"
-                " (limits.max_requests), or the rest waits instead of being refused"
+                f"router.max_ongoing_requests: must be above the {held} requests that a router admits or lets wait"
+                " (limits.max_requests and limits.max_waiting), or the rest waits instead of being refused"
             )
         for name, pool in (("small", config.small), ("large", config.large)):
             try:

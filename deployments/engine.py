@@ -12,7 +12,8 @@ import os
 import time
 import uuid
 from array import array
-from collections.abc import AsyncGenerator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,9 @@ COALESCE_S = 0.025
 
 HEARTBEAT_S = 0.1
 """How often the engine core is checked on; a dead one takes its replica with it."""
+
+COUNTED = 10_000
+"""Requests whose tokens are remembered, for whoever checks the accounts."""
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
@@ -92,6 +96,7 @@ class Engine:
         # Reading ahead must never make a live hop wait for its place in the batch.
         self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
         self._hops = 0
+        self._generated: OrderedDict[str, int] = OrderedDict()
         await self._warm_up()
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
 
@@ -138,6 +143,10 @@ class Engine:
             "pid": os.getpid(),
             "engine_pids": [core.pid for core in self._engine.engine_core.resources.engine_manager.processes],
         }
+
+    async def generated(self, requests: Sequence[str]) -> dict[str, int]:
+        """Tokens that this engine generated for each of these requests, kept or not; of the latest 10,000."""
+        return {request: self._generated[request] for request in requests if request in self._generated}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to `deployments.autoscaling`."""
@@ -192,12 +201,18 @@ class Engine:
         yield run.drain(cached_tokens=cached, end=end)
 
     async def _generate(self, hop: Hop, run: Run, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
+        if len(self._generated) > COUNTED:
+            self._generated.popitem(last=False)
         request = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}"
         inputs = tokens_input(prompt, cache_salt=hop.tenant or None)
         try:
             params, trace = self._params(hop, run), hop.trace or None
-            async with aclosing(self._engine.generate(inputs, params, request, trace_headers=trace)) as outputs:
+            async with aclosing(
+                self._engine.generate(inputs, params, request, trace_headers=trace, priority=hop.priority)
+            ) as outputs:
                 async for output in outputs:
+                    tokens = len(output.outputs[0].token_ids)
+                    self._generated[hop.request] = self._generated.get(hop.request, 0) + tokens
                     yield output
         except (EngineDeadError, EngineGenerateError) as error:
             raise HopLost(f"the {self._role} engine of replica {self._replica} died") from error
@@ -296,7 +311,12 @@ def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
 
 def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
     """What the engine of a pool's replica is started with."""
-    options: dict[str, Any] = {"enable_prefix_caching": True, "max_logprobs": TOP, "logprobs_mode": "raw_logprobs"}
+    options: dict[str, Any] = {
+        "enable_prefix_caching": True,
+        "max_logprobs": TOP,
+        "logprobs_mode": "raw_logprobs",
+        "scheduling_policy": "priority",
+    }
     if is_cpu_build():
         # vLLM draws a token after every chunk of a prompt and then winds the request's generator back, which PyTorch's
         # CPU generator cannot: a seeded request whose prompt comes in chunks would end the engine, and the next one.

@@ -34,7 +34,9 @@ import psutil
 import yaml
 
 from deployments import lifeline
-from deployments.config import AppConfig, ConfigError
+from deployments.config import AccessConfig, AppConfig, ConfigError
+from deployments.exposure import Exposed
+from deployments.exposure import check as check_exposure
 from router import tracing
 
 ENVIRONMENT: dict[str, str] = {
@@ -76,6 +78,7 @@ class Plan:
     profile: str
     config: dict[str, Any]
     verbose: bool = False
+    notice: str | None = None
     supervisor: int = 0
     started: float = field(default_factory=time.time)
 
@@ -109,6 +112,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
     applications = config.get("applications") if isinstance(config, dict) else None
     if not isinstance(applications, list) or not applications:
         raise StartError(f"{profile}: not a Serve config file: it needs a list `applications`")
+    access = []
     for application in applications:
         if not isinstance(application, dict) or not isinstance(application.get("import_path"), str):
             raise StartError(f"{profile}: every application needs an `import_path`")
@@ -117,6 +121,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
                 settings = AppConfig.read(application.get("args") or {})
                 assert settings.small.path
                 assert settings.large.path
+                access.append(settings.access)
             except ConfigError as error:
                 raise StartError(f"{profile}: {error}") from None
             check_tuning(profile, application)
@@ -124,7 +129,16 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
     http = {"host": HOST, "port": PORT} | http
     http |= {"host": host} if host is not None else {}
     http |= {"port": port} if port is not None else {}
-    return Plan(profile=str(profile), config=config | {"http_options": http}, verbose=verbose)
+    config |= {"http_options": http}
+    return Plan(profile=str(profile), config=config, verbose=verbose, notice=_exposure(access, config))
+
+
+def _exposure(access: list[AccessConfig], config: dict[str, Any]) -> str | None:
+    """What to say at the start of who may ask. Raises `StartError` if it would be strangers."""
+    try:
+        return next((line for one in access if (line := check_exposure(one, config))), None)
+    except Exposed as error:
+        raise StartError(str(error)) from None
 
 
 def check_tuning(profile: Path, application: Mapping[str, Any]) -> None:
@@ -225,6 +239,8 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     """Brings the system up, says so, and stays until something stops it: `Stop` or `StartError`."""
     console = Console(plan.started)
     console.say(f"Starting {plan.profile}")
+    if plan.notice:
+        console.say(plan.notice)
     import ray
     from pydantic import ValidationError
     from ray.serve._private.api import serve_start

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from router.api.routes import build
@@ -19,6 +20,9 @@ from router.pools import ServedPool
 from router.request import MODELS, Model, Service
 from router.service import Defaults, StepRouter
 from router.telemetry import Observed
+from router.tenancy.settings import Access
+from router.tenancy.tenancy import Tenancy
+from router.tenancy.tenanted import Tenanted
 from router.vocabulary import Vocabulary
 
 
@@ -39,6 +43,7 @@ class Settings:
     patience_s: Mapping[Model, float]
     body_bytes: int
     messages: int
+    access: Access
     defaults: Defaults
 
 
@@ -59,7 +64,12 @@ def ingress(settings: Settings) -> type:
     def app() -> FastAPI:
         # Serve's proxy stamps x-request-id on every response itself.
         return build(
-            _service, max_body_bytes=settings.body_bytes, max_messages=settings.messages, stamp_request_id=False
+            lambda: _replica().service,
+            max_body_bytes=settings.body_bytes,
+            max_messages=settings.messages,
+            stamp_request_id=False,
+            gate=lambda: _replica().tenancy.gate,
+            ledger=lambda: _replica().tenancy.ledger,
         )
 
     @serve.ingress(app)
@@ -67,6 +77,7 @@ def ingress(settings: Settings) -> type:
         def __init__(self, settings: Settings, small: DeploymentHandle, large: DeploymentHandle) -> None:
             handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
             write_requests_to(get_serve_logs_dir(), serve.get_replica_context().replica_id.unique_id)
+            self.tenancy = Tenancy.open(settings.access, host=_http_host(), places=settings.defaults.max_requests)
             self.router = StepRouter(
                 settings.pair,
                 _vocabularies(settings),
@@ -82,8 +93,12 @@ def ingress(settings: Settings) -> type:
                 settings.context_tokens,
                 settings.defaults,
             )
-            self.service: Service = Observed(self.router)
+            self.service: Service = Observed(Tenanted(self.router, self.tenancy))
             metrics().target = settings.defaults.max_large_share
+
+        async def check_health(self) -> None:
+            """Called by Serve on the event loop, from the start on: what runs beside requests begins here."""
+            self.tenancy.start()
 
         def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
             tuning = Tuning.model_validate(user_config or {})
@@ -94,10 +109,14 @@ def ingress(settings: Settings) -> type:
     return Router
 
 
-def _service() -> Service:
-    replica: Any = serve.get_replica_context().servable_object
-    service: Service = replica.service
-    return service
+def _replica() -> Any:
+    return serve.get_replica_context().servable_object
+
+
+def _http_host() -> str | None:
+    """Where Serve's proxies listen; None if they don't."""
+    client = _get_global_client()
+    return None if client is None else client.http_config.host
 
 
 def _vocabularies(settings: Settings) -> dict[Model, Vocabulary]:

@@ -63,6 +63,7 @@ class Hop:
     timeout_s: seconds that the hop may take.
     conversation: hops of one conversation go to the replica that holds its prefix.
     trace: W3C headers of the hop's span; empty where the request has none.
+    priority: among the hops that wait for an engine, lower comes first.
     """
 
     pair: str
@@ -87,6 +88,7 @@ class Hop:
     conversation: str = ""
     tenant: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
 
     @property
     def prefix_tokens(self) -> int:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from router.tenancy.tenant import Caller
 
 Model = Literal["small", "large"]
 Voice = Literal["reasoning", "content"]
@@ -61,6 +64,8 @@ class Request:
     timeout_s: seconds until the deadline; None: the profile's.
     tenant: whose prefix cache entries may be shared (`cache_salt`).
     conversation: key of the replica that should hold its prefix; empty: derived from the leading messages.
+    caller: who it comes from; None where nobody asked. most_tokens, context_tokens: bounds of its own that hold
+        beside the profile's, on what it gets if it names no limit and on prompt and output together.
     """
 
     id: str
@@ -74,6 +79,9 @@ class Request:
     timeout_s: float | None = None
     tenant: str = ""
     conversation: str = ""
+    caller: Caller | None = None
+    most_tokens: int | None = None
+    context_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

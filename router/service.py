@@ -89,13 +89,14 @@ class StepRouter:
             raise Refusal("The server is busy; try again.", status=429, code="overloaded", retry_after_s=1.0)
         self._active += 1
         try:
-            async with aclosing(self._write(self._begin(request))) as events:
+            async with aclosing(self.run(self.begin(request))) as events:
                 async for event in events:
                     yield event
         finally:
             self._active -= 1
 
-    async def _write(self, page: Transcript) -> AsyncGenerator[Event]:
+    async def run(self, page: Transcript) -> AsyncGenerator[Event]:
+        """The events of a request that was begun."""
         reader = Reader(page, self._vocabularies)
         async with self._reading_ahead(page), aclosing(write(page, self._pools)) as passages:
             async for passage in passages:
@@ -126,7 +127,8 @@ class StepRouter:
             (thrown_away,) = await asyncio.gather(reading, return_exceptions=True)
             page.discarded_tokens += thrown_away if isinstance(thrown_away, int) else 0
 
-    def _begin(self, request: Request) -> Transcript:
+    def begin(self, request: Request) -> Transcript:
+        """A request as it is before its first hop. Raises a `Refusal`."""
         chat = request.messages is not None
         plain = not (chat and self.pair.thinks)
         if plain and request.routing.answer_by is not None:
@@ -156,7 +158,7 @@ class StepRouter:
             streaming=request.streaming,
             glimpses=request.glimpses,
             tenant=request.tenant,
-            conversation=request.conversation or _conversation(request),
+            conversation=_conversation(request),
             dispensable=defaults.dispensable,
         )
         return Transcript(task, Prefix(prompts, self._bridge))
@@ -197,17 +199,18 @@ class StepRouter:
         return {model: ids if model == "small" else self._bridge.carry(ids, model) for model in used}
 
     def _tokens(self, request: Request, *, longest: int, prompt: str) -> int:
-        context = self.pair.context_tokens
+        context = min(self.pair.context_tokens, request.context_tokens or self.pair.context_tokens)
         if longest == 0:
             raise Refusal("the prompt is empty.", param=prompt)
         if longest >= context or longest + (request.max_tokens or 0) > context:
             asked = f" and {request.max_tokens} were asked for" if request.max_tokens else ""
             raise Refusal(
-                f"This model's context is {context} tokens; the prompt has {longest}{asked}.",
+                f"The context is {context} tokens here; the prompt has {longest}{asked}.",
                 param="max_tokens" if request.max_tokens and longest < context else prompt,
                 code="context_length_exceeded",
             )
-        return request.max_tokens or min(self._defaults.max_tokens, context - longest)
+        default = min(self._defaults.max_tokens, request.most_tokens or self._defaults.max_tokens)
+        return request.max_tokens or min(default, context - longest)
 
 
 class Reader:
@@ -305,6 +308,9 @@ class Reader:
 
 def _conversation(request: Request) -> str:
     """Turns of one chat begin alike, so they find the replica that holds their history."""
+    if request.conversation:
+        # A tenant's own name for it: another's of that name is another.
+        return hashlib.blake2b(f"{request.tenant}/{request.conversation}".encode(), digest_size=8).hexdigest()
     leading = list(itertools.takewhile(lambda m: m.get("role") != "assistant", request.messages or ()))
     if not leading:
         return request.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from array import array
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from router.hop import Chunk, CutStep, End, Ending, Hop, unpack
 from router.policy import Alone, Policy, Turn
 from router.prefix import Prefix, other
 from router.request import FinishReason, Model, ModelUsage, Sampling
+
+SOME_WORDS = 16
+"""Tokens: about a short step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Task:
     glimpses: bool = False
     tenant: str = ""
     conversation: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Transcript:
         self._glimpse: float | None = None
         self._last_step: tuple[Model, int] = ("small", 0)
         self._hop_prefix_tokens = 0
+        self._portion = self._answered = 0
         if not self.thinking:
             self._close_thinking()
 
@@ -93,7 +99,9 @@ class Transcript:
         if not self.thinking:
             writer = self.answer_by
             self.large_share_spent |= writer != self.task.answer_by and self.degraded is None
-            return writer, replace(self._hop(writer), thinking=False)
+            hop = replace(self._hop(writer), thinking=False)
+            self._portion = min(hop.tokens, self._room(writer))
+            return writer, replace(hop, tokens=self._portion)
         turn = self.policy.turn(self.last, self.large_share)
         return turn.model, self._think(turn)
 
@@ -121,11 +129,20 @@ class Transcript:
         share_spent = self.large_share >= self.task.max_large_share < 1.0
         return "small" if share_spent else self.task.answer_by
 
+    def _room(self, model: Model) -> int:
+        """Tokens that a model may write before the large one's share is spent, at least some words."""
+        share = self.task.max_large_share
+        if model == "small" or share >= 1.0:
+            return self.task.budget.tokens
+        large = self.usage.get("large", ModelUsage()).completion_tokens
+        return max(SOME_WORDS, math.ceil((share * self.committed_tokens - large) / (1.0 - share)))
+
     def commit(self, model: Model, chunk: Chunk) -> Passage:
         """Take in a chunk of `model`'s hop."""
         thought, answer = unpack(chunk.thought), unpack(chunk.answer)
         self.prefix.commit(model, thought + answer)
         self._count(model, len(thought) + len(answer), chunk.cached_tokens)
+        self._answered += len(answer)
         self.reasoning_tokens += len(thought)
         self.steps += len(chunk.steps)
         self._open_tokens += len(thought) - sum(step.tokens for step in chunk.steps)
@@ -157,6 +174,7 @@ class Transcript:
     def _hop(self, model: Model) -> Hop:
         task = self.task
         ids = self.prefix.ids(model)
+        self._answered = 0
         self._hop_prefix_tokens = len(ids)
         stop = task.sampling.stop if task.plain or not self.thinking else ()
         return Hop(
@@ -173,6 +191,7 @@ class Transcript:
             request=task.id,
             tenant=task.tenant,
             conversation=task.conversation,
+            priority=task.priority,
         )
 
     def _hop_seed(self, model: Model, position: int) -> int | None:
@@ -203,7 +222,7 @@ class Transcript:
         text_over = end.ending is Ending.TEXT and (self.task.plain or answering)
         if text_over or end.ending is Ending.STOP:
             self.finish("stop")
-        elif end.ending is Ending.LIMIT:
+        elif end.ending is Ending.LIMIT and not self._answer_goes_on:
             self.finish("length")
         elif end.ending is Ending.THOUGHT:
             self.thinking = False
@@ -211,6 +230,12 @@ class Transcript:
             self._close_thinking()
         if self.finish_reason is None and self.committed_tokens >= self.task.budget.tokens:
             self.finish("length")
+
+    @property
+    def _answer_goes_on(self) -> bool:
+        """Whether a hop of the answer ended because only a portion of it was asked for."""
+        asked, self._portion = self._portion, 0
+        return 0 < asked == self._answered and self.committed_tokens < self.task.budget.tokens
 
     def _close_thinking(self) -> None:
         self.thinking = False

@@ -1,6 +1,7 @@
 """OpenAI's HTTP API in front of a `Service`: bodies become `Request`s, `Event`s become JSON and SSE.
 
 routes      which path does what; `build` makes the app
+headers     how many are too many
 body        bytes to JSON values, within limits
 schema      what clients may send, and what it asks of the router
 reply       what they get back

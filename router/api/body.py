@@ -6,24 +6,58 @@ one shape, and nothing is parsed twice.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from typing import NoReturn
 
 from starlette.requests import Request
 
 from router.request import Refusal
 
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+"""Strings, so that brackets in them don't count, and brackets."""
 
-async def read(request: Request, max_bytes: int) -> bytes:
-    """The whole body, given up as soon as it is known to be too long."""
+
+async def read(request: Request, max_bytes: int, within_s: float) -> bytes:
+    """The whole body, given up as soon as it is known to be too long, or to come too slowly."""
     if _declared_length(request) > max_bytes:
         raise _too_large(max_bytes)
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(within_s):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        message = f"The request body did not arrive within {within_s:g} s."
+        raise Refusal(message, status=408, code="request_timeout") from None
     return bytes(body)
+
+
+def measure(body: bytes, max_depth: int, max_items: int) -> None:
+    """Refuses a body that is nested too deeply, or that lists too much, before it is parsed: parsing takes ten times
+    its memory. `max_items` bounds the objects that stand in lists of the outermost one, as messages do."""
+    if body.count(b"[") + body.count(b"{") <= min(max_depth, max_items):
+        return
+    depth = items = 0
+    for found in _STRUCTURE.finditer(body):
+        match found[0][:1]:
+            case b"{" | b"[":
+                depth += 1
+                items += depth == 3 and found[0] == b"{"
+                if depth > max_depth:
+                    raise _not_json(f"it is nested more than {max_depth} deep")
+                if items > max_items:
+                    raise Refusal(
+                        f"messages: up to {max_items:,} are accepted here.",
+                        status=413,
+                        param="messages",
+                        code="request_too_large",
+                    )
+            case b"}" | b"]":
+                depth -= 1
 
 
 def parse(body: bytes) -> dict[str, object]:

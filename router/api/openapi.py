@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from router.api import errors, reply, schema
+from router.tenancy.reply import UsageReply
 
 _TEMPLATE = "#/components/schemas/{model}"
 _DOCUMENTED: tuple[type, ...] = (
@@ -18,6 +19,7 @@ _DOCUMENTED: tuple[type, ...] = (
     reply.ModelList,
     reply.ModelCard,
     errors.ErrorBody,
+    UsageReply,
 )
 
 

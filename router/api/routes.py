@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 from uuid import uuid4
 
@@ -16,14 +17,22 @@ from starlette.responses import PlainTextResponse, Response
 
 from router.api import body, errors, reply, schema
 from router.api.disconnect import until_gone
+from router.api.headers import HeaderLimits
 from router.api.openapi import Api, answers, takes
 from router.api.request_id import RequestId
 from router.api.stream import Chunks, EventStream, TextChunks
 from router.page import routes as page
 from router.request import MODELS, Refusal, Service
 from router.telemetry import Observer
+from router.tenancy import routes as accounts
+from router.tenancy.gate import Gate, Guard
+from router.tenancy.ledger import Ledger
+from router.tenancy.tenant import ANYONE, Caller
 
 B = TypeVar("B", schema.ChatCompletion, schema.Completion)
+MAX_DEPTH = 32
+"""No body that is accepted is nested nearly as deep."""
+
 Whole = Callable[[reply.Head, reply.Written, bool], Mapping[str, object]]
 
 
@@ -32,16 +41,21 @@ def build(
     *,
     max_body_bytes: int = 4 * 2**20,
     max_messages: int = 2_000,
+    body_timeout_s: float = 30.0,
     keep_alive_s: float = 15.0,
     stamp_request_id: bool = True,
+    gate: Callable[[], Gate] | None = None,
+    ledger: Callable[[], Ledger | None] = lambda: None,
 ) -> Api:
     """The app in front of a service.
 
     service: gives the service when a request comes. A call, because Ray Serve pickles the app before the replica
         that owns the service exists; for the same reason nothing in here may hold a lock or a socket.
-    keep_alive_s: longest silence in a stream.
+    body_timeout_s: a request whose body takes longer to arrive is given up. keep_alive_s: longest silence in a stream.
     stamp_request_id: False behind Ray Serve, whose proxy stamps every response itself.
+    gate: who may come in; None: anyone. ledger: where tenants' use is read, if it is kept.
     """
+    guard = [Middleware(Guard, gate=gate)] if gate is not None else []
     api = Api(
         title="GlimpRouter",
         docs_url=None,
@@ -51,6 +65,8 @@ def build(
             Middleware(RequestId, stamp=stamp_request_id),
             Middleware(Observer),
             Middleware(errors.Unexpected),
+            Middleware(HeaderLimits),
+            *guard,
         ],
         exception_handlers={
             Refusal: errors.on_refusal,
@@ -68,7 +84,9 @@ def build(
         return reply.model_card(id, (mode,), None, built_at, pair)
 
     async def read(request: Request, kind: type[B]) -> B:
-        fields = body.parse(await body.read(request, max_body_bytes))
+        text = await body.read(request, max_body_bytes, body_timeout_s)
+        body.measure(text, MAX_DEPTH, max_messages)
+        fields = body.parse(text)
         messages = fields.get("messages")
         if isinstance(messages, list) and len(messages) > max_messages:
             raise Refusal(
@@ -94,7 +112,9 @@ def build(
         asked = await read(request, kind)
         router = service()
         head = reply.Head(f"{prefix}-{uuid4().hex}", int(time.time()), asked.model, router.pair)
-        events = router.write(asked.request(head.id, head.pair))
+        caller: Caller = request.scope["state"].get("caller", ANYONE)
+        asks = replace(asked.request(head.id, head.pair), tenant=caller.tenant, caller=caller)
+        events = router.write(asks)
         if asked.stream:
             encoder = chunks(head, include_usage=asked.includes_usage, include_steps=asked.includes_steps)
             return EventStream(events, encoder, keep_alive_s)
@@ -126,6 +146,7 @@ def build(
         missing = await service().ready()
         return PlainTextResponse("ready\n") if missing is None else PlainTextResponse(f"{missing}\n", 503)
 
+    accounts.mount(api, ledger)
     page.mount(api)
     return api
 

@@ -179,6 +179,24 @@ async def test_the_large_models_share_is_bounded() -> None:
     assert page.large_share_spent
 
 
+@given(seed=seeds, share=st.floats(0.05, 0.9), chunk=st.integers(1, 9))
+@settings(max_examples=60)
+async def test_the_answer_keeps_to_the_large_models_share_too(seed: str, share: float, chunk: int) -> None:
+    served = pools(seed, chunk=chunk)
+    work = task(EntropyGate(1.5, max_large_share=share), tokens=900, max_large_share=share)
+    page = Transcript(work, prefix())
+    written = [passage async for passage in write(page, served)]
+    assert page.finish_reason in ("stop", "length")
+    assert page.committed_tokens == len(tokens(written)) <= 900
+    large = page.large_share * page.committed_tokens
+    # One step, or one portion of the answer, may begin just below the bound.
+    assert large <= share * page.committed_tokens + 21
+    writers = {passage.model for passage in written if passage.answer}
+    assert writers <= {"small", "large"}
+    if writers == {"small", "large"}:
+        assert page.large_share_spent
+
+
 async def test_hops_draw_from_seeds_of_their_own() -> None:
     served = pools("seeds")
     await run(task(EntropyGate(1.0), sampling=Sampling(seed=7, temperature=1.0)), served)

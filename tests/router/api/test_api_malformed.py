@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.api.body import measure
+from router.api.routes import build
+from router.request import Refusal
 
 USER = {"role": "user", "content": "2 + 2?"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -210,6 +218,42 @@ async def test_a_body_that_turns_out_too_large_is_dropped(client):
             yield b"x" * 1_000
 
     assert_refused(await client.post("/v1/chat/completions", content=pieces()), 413, None)
+
+
+async def test_nesting_and_lists_are_measured_before_anything_is_parsed(client, monkeypatch):
+    def parse(*arguments, **more):
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr("router.api.body.parse", parse)
+    deep = b'{"messages": [{"content": "[[", "x": ' + b"[" * 40 + b"]" * 40 + b"}]}"
+    assert_refused(await client.post("/v1/chat/completions", content=deep), 400, None)
+    many = b'{"messages": [' + b", ".join([b'{"role": "user"}'] * 11) + b"]}"
+    assert_refused(await client.post("/v1/chat/completions", content=many), 413, "messages")
+
+
+@given(st.lists(st.sampled_from(['"', "\\", "[", "]", "{", "}", "a", ":", ","]), max_size=60).map("".join))
+def test_brackets_in_strings_do_not_count(text):
+    body = json.dumps({"model": text, "messages": [{"content": text}]}).encode()
+    measure(body, max_depth=3, max_items=1)
+    with pytest.raises(Refusal, match="nested more than 2"):
+        measure(body, max_depth=2, max_items=0)
+
+
+async def test_a_body_that_does_not_arrive_is_given_up(service, chat):
+    app = build(lambda: service, body_timeout_s=0.02)
+
+    async def pieces():
+        yield b'{"model": '
+        await asyncio.sleep(5)
+        yield b'"glimpse"}'
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as client:
+        assert_refused(await client.post("/v1/chat/completions", content=pieces()), 408, None)
+
+
+@pytest.mark.parametrize("headers", [[("x-a", "a" * 40_000)], [(f"x-{n}", "a") for n in range(120)]])
+async def test_too_many_headers(client, headers):
+    assert_refused(await client.get("/v1/models", headers=headers), 431, None)
 
 
 async def test_long_field_names_are_not_sent_back_whole(client, chat):

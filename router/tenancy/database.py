@@ -1,0 +1,102 @@
+"""The database: SQLite in a file, or PostgreSQL by URL. Calls block, so routers make them in threads."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+CONNECT_S = 3
+STATEMENT_MS = 15_000
+UPGRADE_LOCK = 0x676C696D70  # PostgreSQL's advisory locks are numbers; any one will do
+
+
+class DatabaseError(Exception):
+    """One line that says what is wrong with the database."""
+
+
+def connect(url: str) -> Engine:
+    """An engine for `url`; nothing is opened yet. Raises `DatabaseError` if it is no URL of a supported database."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DatabaseError("the database URL can't be read: use sqlite:///FILE or postgresql://HOST/NAME") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return _sqlite(parsed)
+    if backend == "postgresql":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            pool_size=4,
+            connect_args={"connect_timeout": CONNECT_S, "options": f"-c statement_timeout={STATEMENT_MS}"},
+            hide_parameters=True,
+        )
+    raise DatabaseError(f"{backend}: not a supported database: use sqlite:///FILE or postgresql://HOST/NAME")
+
+
+def _sqlite(url: URL) -> Engine:
+    file = Path(str(url.database)).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(
+        url.set(drivername="sqlite", database=str(file)), connect_args={"timeout": CONNECT_S}, hide_parameters=True
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: Any) -> None:
+        # Readers beside one writer, and a writer that waits its turn.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    return engine
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema up to date; of several that try, one does it. Raises `DatabaseError`."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with _alone(engine), engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": UPGRADE_LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except (SQLAlchemyError, OSError) as error:
+        raise told(error) from error
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction whose failure is a `DatabaseError`."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (DBAPIError, NoSuchModuleError) as error:
+        raise told(error) from error
+
+
+def told(error: Exception) -> DatabaseError:
+    """The first line of what the driver says, which holds no password."""
+    cause = getattr(error, "orig", None) or error
+    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return DatabaseError(f"the database can't be used: {line}")
+
+
+def _alone(engine: Engine) -> Any:
+    """SQLite has no lock that outlasts a schema change's implicit commits: a file beside the database is one."""
+    return _file_lock(f"{engine.url.database}.upgrade") if engine.dialect.name == "sqlite" else nullcontext()
+
+
+@contextmanager
+def _file_lock(path: str) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

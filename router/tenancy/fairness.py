@@ -1,0 +1,170 @@
+"""Whose turn it is when the system is full.
+
+So many requests are written at a time; the others wait. A higher class comes first. Within a class the tenant comes
+first that has had the least for its weight: each has a virtual time, which its tokens divided by its weight move on
+(start-time fair queueing; Goyal, Vin and Cheng, 1996). Its own requests take turns in the order they came. A tenant
+that was away starts at the time of those who were not, so that nobody saves up.
+
+How much a request will write is not known when it starts. It is charged what its tenant's requests came to lately, and
+the difference at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from router.request import Refusal
+from router.tenancy.tenant import PriorityClass
+
+RANK: dict[PriorityClass, int] = {"high": 0, "normal": 1, "low": 2}
+TYPICAL_TOKENS = 256.0
+LATELY = 0.1
+"""Weight of the newest request in what a tenant's requests came to lately."""
+
+SPREAD = 1 << 24
+"""Priorities within a class: how far a tenant is ahead of its share, in tokens."""
+
+KNOWN = 10_000
+
+
+@dataclass(slots=True)
+class Share:
+    """A tenant's place in its class. `time` in tokens per weight; `lately` in tokens."""
+
+    tenant: str
+    weight: float = 1.0
+    time: float = 0.0
+    lately: float = TYPICAL_TOKENS
+    waiting: deque[Turn] = field(default_factory=deque)
+    running: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A request's turn. `priority` is vLLM's, lower first; `used` is what it wrote, in tokens."""
+
+    rank: int
+    share: Share
+    come: asyncio.Future[None]
+    charged: float = 0.0
+    priority: int = 0
+    used: int | None = None
+
+
+class FairQueue:
+    """Places for `places` requests at a time, and for `waiting` that wait for one, each at most `wait_s` seconds.
+
+    When nobody else can wait, the last to come of the tenant with the most waiting (for its weight, in the lowest
+    class) is refused: a crowd makes no difference to others.
+    """
+
+    def __init__(self, places: int, waiting: int, wait_s: float) -> None:
+        self._places, self._room, self._wait_s = places, waiting, wait_s
+        self._shares: tuple[OrderedDict[str, Share], ...] = tuple(OrderedDict() for _ in RANK)
+        self._time = [0.0 for _ in RANK]
+        self.running = self.waiting = 0
+
+    @asynccontextmanager
+    async def turn(self, tenant: str, priority: PriorityClass = "normal", weight: float = 1.0) -> AsyncIterator[Turn]:
+        """Waits for a place and holds it. Raises a `Refusal` if there is none in time."""
+        turn = self._join(RANK[priority], tenant, weight)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await turn.come
+        except TimeoutError:
+            self._leave(turn)
+            raise _busy() from None
+        except BaseException:
+            self._leave(turn)
+            raise
+        try:
+            yield turn
+        finally:
+            self._end(turn)
+
+    def _join(self, rank: int, tenant: str, weight: float) -> Turn:
+        share = self._share(rank, tenant)
+        share.weight = weight
+        turn = Turn(rank, share, asyncio.get_running_loop().create_future())
+        if not share.waiting and not share.running:
+            share.time = max(share.time, self._time[rank])
+        share.waiting.append(turn)
+        self.waiting += 1
+        if self.running < self._places:
+            self._next()
+        elif self.waiting > self._room:
+            self._refuse_one()
+        return turn
+
+    def _share(self, rank: int, tenant: str) -> Share:
+        shares = self._shares[rank]
+        share = shares.setdefault(tenant, Share(tenant))
+        shares.move_to_end(tenant)
+        if len(shares) > KNOWN:
+            idle = next((name for name, one in shares.items() if not one.waiting and not one.running), None)
+            if idle is not None:
+                del shares[idle]
+        return share
+
+    def _next(self) -> None:
+        """Give a free place to whose turn it is."""
+        for rank, shares in enumerate(self._shares):
+            waiting = [share for share in shares.values() if share.waiting]
+            if not waiting:
+                continue
+            share = min(waiting, key=lambda one: one.time)
+            if share.waiting[0].come.done():  # its client gave up a moment ago
+                share.waiting.popleft()
+                self.waiting -= 1
+                return self._next()
+            self._time[rank] = max(self._time[rank], share.time)
+            turn = share.waiting.popleft()
+            turn.priority = self._priority(rank, share)
+            turn.charged = share.lately
+            share.time += turn.charged / share.weight
+            share.running += 1
+            self.waiting -= 1
+            self.running += 1
+            turn.come.set_result(None)
+            return
+
+    def _priority(self, rank: int, share: Share) -> int:
+        active = (one.time for one in self._shares[rank].values() if one.waiting or one.running)
+        ahead = share.time - min(active, default=share.time)
+        return rank * SPREAD + min(SPREAD - 1, max(0, int(ahead)))
+
+    def _refuse_one(self) -> None:
+        shares = next(shares for shares in reversed(self._shares) if any(one.waiting for one in shares.values()))
+        crowd = max(shares.values(), key=lambda one: len(one.waiting) / one.weight)
+        turn = crowd.waiting.pop()
+        self.waiting -= 1
+        if not turn.come.done():
+            turn.come.set_exception(_busy())
+
+    def _leave(self, turn: Turn) -> None:
+        if turn in turn.share.waiting:
+            turn.share.waiting.remove(turn)
+            self.waiting -= 1
+        elif turn.come.done() and not turn.come.cancelled() and turn.come.exception() is None:
+            # Its place came in the same moment as it gave up.
+            turn.used = 0
+            self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        share = turn.share
+        used = turn.charged if turn.used is None else turn.used
+        share.time += (used - turn.charged) / share.weight
+        if used:
+            share.lately += LATELY * (used - share.lately)
+        share.running -= 1
+        self.running -= 1
+        if self.running < self._places:
+            self._next()
+
+
+def _busy() -> Refusal:
+    return Refusal("The server is busy; try again.", status=429, code="overloaded", retry_after_s=1.0)

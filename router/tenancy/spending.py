@@ -1,0 +1,141 @@
+"""Prices, and monthly budgets.
+
+What a tenant spent is read from the ledger now and then, for all routers; in between, each router adds what it
+finished itself and what its running requests may yet come to. So a budget is exact for one router, and for several
+may be overrun by what the others finished within the last seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from router.request import Model, ModelUsage, Refusal
+from router.tenancy.database import DatabaseError
+from router.tenancy.ledger import Ledger
+from router.tenancy.settings import Price
+from router.tenancy.tenant import Caller
+
+log = logging.getLogger(__name__)
+
+NANO = 10**9
+FRESH_S = 5.0
+
+
+def cost_nano(prices: Mapping[Model, Price], usage: Mapping[Model, ModelUsage]) -> int:
+    """Billionths of the currency. Prompt tokens found in the cache cost `cached`, the others `prompt`."""
+    total = 0.0
+    for model, used in usage.items():
+        price = prices.get(model, Price())
+        total += price.prompt * (used.prompt_tokens - used.cached_tokens)
+        total += price.cached * used.cached_tokens + price.completion * used.completion_tokens
+    # Per million tokens, in billionths: a factor of a thousand.
+    return round(total * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """Tokens, and what they cost."""
+
+    tokens: int = 0
+    cost_nano: int = 0
+
+    def __add__(self, other: Bill) -> Bill:
+        return Bill(self.tokens + other.tokens, self.cost_nano + other.cost_nano)
+
+    def __sub__(self, other: Bill) -> Bill:
+        return Bill(self.tokens - other.tokens, self.cost_nano - other.cost_nano)
+
+
+@dataclass(slots=True)
+class Account:
+    """A tenant's month as this router knows it: `read` from the ledger at `at`, `since` then by itself, and `running`
+    at most."""
+
+    month: date
+    read: Bill
+    at: float
+    since: Bill = Bill()
+    running: Bill = Bill()
+
+    @property
+    def most(self) -> Bill:
+        return self.read + self.since + self.running
+
+
+class Budgets:
+    """Monthly budgets.
+
+    ledger: what was spent. lag_s: how long a finished request may take to be in the ledger.
+    """
+
+    def __init__(self, ledger: Ledger, *, lag_s: float) -> None:
+        self._ledger, self._lag_s = ledger, lag_s
+        self._accounts: dict[str, Account] = {}
+        self._finished: dict[str, list[tuple[float, Bill]]] = {}
+        self._reading: dict[str, asyncio.Lock] = {}
+
+    async def reserve(self, caller: Caller, most: Bill) -> None:
+        """Set aside what a request may come to. Raises a `Refusal` if the month's budget does not hold so much."""
+        policy = caller.policy
+        if not policy.budgeted:
+            return
+        account = await self._account(caller.tenant)
+        after = account.most + most
+        over_tokens = policy.monthly_tokens is not None and after.tokens > policy.monthly_tokens
+        over_cost = policy.monthly_cost is not None and after.cost_nano > policy.monthly_cost * NANO
+        if over_tokens or over_cost:
+            left = Bill(policy.monthly_tokens or 0, round((policy.monthly_cost or 0.0) * NANO)) - account.most
+            room = f"{max(0, left.tokens):,} tokens" if over_tokens else f"{max(0, left.cost_nano) / NANO:g}"
+            asked = f"{most.tokens:,} tokens" if over_tokens else f"{most.cost_nano / NANO:g}"
+            raise Refusal(
+                f"This month's budget has {room} left, and this request may come to {asked}.",
+                status=429,
+                code="insufficient_quota",
+                retry_after_s=_until_next_month(),
+            )
+        account.running += most
+
+    def settle(self, caller: Caller, most: Bill, used: Bill) -> None:
+        """The end of a request for which `most` was set aside."""
+        account = self._accounts.get(caller.tenant) if caller.policy.budgeted else None
+        if account is not None:
+            account.running -= most
+            account.since += used
+            self._finished.setdefault(caller.tenant, []).append((time.monotonic(), used))
+
+    async def _account(self, tenant: str) -> Account:
+        month = datetime.now(UTC).date().replace(day=1)
+        async with self._reading.setdefault(tenant, asyncio.Lock()):
+            known = self._accounts.get(tenant)
+            if known is not None and known.month == month and time.monotonic() - known.at < FRESH_S:
+                return known
+            began = time.monotonic()
+            try:
+                read = Bill(*await asyncio.to_thread(self._ledger.spent, tenant, month))
+            except DatabaseError as error:
+                if known is not None:
+                    log.warning("a budget could not be read: %s", error)
+                    return known
+                message = "Budgets can't be read at present; try again."
+                raise Refusal(message, status=503, code="budgets_unavailable", retry_after_s=2.0) from error
+            # What finished shortly before may not have been in the ledger yet: counted twice for a moment rather
+            # than not at all.
+            recent = [one for one in self._finished.get(tenant, []) if began - one[0] < self._lag_s]
+            self._finished[tenant] = recent
+            since = sum((bill for _, bill in recent), start=Bill())
+            if known is None:
+                known = self._accounts[tenant] = Account(month, read, began)
+            known.month, known.read, known.at, known.since = month, read, began, since
+            return known
+
+
+def _until_next_month() -> float:
+    now = datetime.now(UTC)
+    year, month = divmod(now.year * 12 + now.month, 12)
+    return math.ceil((datetime(year, month + 1, 1, tzinfo=UTC) - now).total_seconds())

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pytest
+from entries import NOW, entry
+from sqlalchemy import Engine, text
+
+from loadtest.servers import Postgres
+from router.tenancy.database import DatabaseError, connect, upgrade
+from router.tenancy.delivery import Delivery
+from router.tenancy.journal import Journal, read
+from router.tenancy.ledger import Ledger
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "journal").mkdir()
+    return tmp_path / "journal"
+
+
+def rows(database: Engine) -> list[str]:
+    with database.connect() as connection:
+        return list(connection.execute(text("SELECT id FROM requests ORDER BY id")).scalars())
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def locks(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_what_is_written_is_delivered_once(database: Engine, folder: Path) -> None:
+    journal = Journal(folder)
+    delivery = Delivery(journal, Ledger(database), 1.0)
+    journal.write(entry("a"))
+    journal.write(entry("b"))
+    await journal.sync()
+    await delivery.deliver()
+    assert rows(database) == ["a", "b"]
+    journal.write(entry("c"))
+    await delivery.deliver()
+    await delivery.deliver()
+    assert rows(database) == ["a", "b", "c"]
+    assert left(folder) == []
+
+
+async def test_those_who_sync_at_a_time_all_return(folder: Path) -> None:
+    journal = Journal(folder)
+
+    async def one(n: int) -> None:
+        journal.write(entry(f"r{n:03}"))
+        await journal.sync()
+        if n % 7 == 0:
+            journal.close_segment()
+
+    await asyncio.gather(*(one(n) for n in range(200)))
+    journal.close_segment()
+    written = [one.id for segment in journal.segments() for one in read(segment)]
+    assert sorted(written) == [f"r{n:03}" for n in range(200)]
+
+
+async def test_a_crash_before_the_segment_is_deleted_changes_nothing(database: Engine, folder: Path) -> None:
+    journal, ledger = Journal(folder), Ledger(database)
+    journal.write(entry("a"))
+    journal.close_segment()
+    (segment,) = journal.segments()
+    ledger.add(read(segment))
+    await Delivery(journal, ledger, 1.0).deliver()
+    assert rows(database) == ["a"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests/router")
+from entries import entry
+from router.tenancy.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+journal.write(entry("a"))
+journal.close_segment()
+journal.write(entry("b"))
+print("written", flush=True)
+signal.pause() if len(sys.argv) > 2 else os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_killed_routers_journal_is_taken_over(database: Engine, folder: Path) -> None:
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, str(folder)], check=False)
+    assert len(left(folder)) == 2
+    journal = Journal(folder)
+    await Delivery(journal, Ledger(database), 1.0).deliver()
+    assert rows(database) == ["a", "b"]
+    assert left(folder) == []
+    assert locks(folder) == [f"{journal.name}.lock"]
+
+
+async def test_a_living_routers_journal_is_left_alone(database: Engine, folder: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(folder), "stay"]
+    living = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert living.stdout is not None
+    await living.stdout.readline()
+    try:
+        await Delivery(Journal(folder), Ledger(database), 1.0).deliver()
+        assert rows(database) == []
+        assert len(left(folder)) == 2
+    finally:
+        living.kill()
+        await living.wait()
+
+
+async def test_half_a_line_is_kept_aside(database: Engine, folder: Path) -> None:
+    whole, cut = entry("a").line(), entry("b").line()[:-20]
+    (folder / ("0" * 32 + "-000000000.jsonl")).write_bytes(whole + cut)
+    await Delivery(Journal(folder), Ledger(database), 1.0).deliver()
+    assert rows(database) == ["a"]
+    assert (folder / ("0" * 32 + "-000000000.unreadable")).read_bytes() == cut
+
+
+async def test_while_the_database_is_away_entries_stay(postgres: Postgres, folder: Path) -> None:
+    engine = connect(postgres.url)
+    upgrade(engine)
+    ledger, journal = Ledger(engine), Journal(folder)
+    delivery = Delivery(journal, ledger, 0.05)
+    before = sum(use.requests for use in ledger.use("away", NOW.date(), NOW.date()))
+    postgres.stop()
+    try:
+        journal.write(entry("away-1", tenant="away"))
+        with pytest.raises(DatabaseError):
+            await delivery.deliver()
+        journal.write(entry("away-2", tenant="away"))
+        assert left(folder)
+        delivery.start()
+        await asyncio.sleep(0.3)
+    finally:
+        postgres.start()
+    for _ in range(200):
+        if not left(folder):
+            break
+        await asyncio.sleep(0.05)
+    uses = ledger.use("away", date(2000, 1, 1), NOW.date())
+    assert sum(use.requests for use in uses) == before + 2
+    engine.dispose()
+
+
+def test_a_full_disk_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(folder)
+    monkeypatch.setattr("os.write", lambda file, line: len(line) - 1)
+    with pytest.raises(OSError, match="full"):
+        journal.write(entry("a"))
