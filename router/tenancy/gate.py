@@ -72,10 +72,12 @@ class Gate:
             return ANYONE
         if self._directory is None or path in OPEN or path.startswith(OPEN_BELOW):
             return ANYONE
-        caller = await self.identify(_bearer(scope))
-        if self._count is not None:
+        return await self.identify(_bearer(scope))
+
+    async def count(self, caller: Caller, scope: Scope) -> None:
+        """Count a caller's request. Raises a `Refusal` if it has no more left."""
+        if self._count is not None and caller is not ANYONE:
             await self._count(caller, scope["method"] == "POST")
-        return caller
 
     async def identify(self, text: str | None) -> Caller:
         """The caller with that key. Raises a `Refusal`."""
@@ -127,22 +129,24 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            caller = await self._gate().admit(scope)
-        except Refusal as refusal:
-            refused(refusal)
-            told = errors.response(refusal)
-            if refusal.status == 401:
-                told.headers["www-authenticate"] = "Bearer"
-            await told(scope, receive, send)
-            return
-        scope.setdefault("state", {})["caller"] = caller
+        gate, caller = self._gate(), ANYONE
 
         async def standing(message: Message) -> None:
             if message["type"] == "http.response.start" and caller.standing.headers:
                 MutableHeaders(scope=message).update(caller.standing.headers)
             await send(message)
 
+        try:
+            caller = await gate.admit(scope)
+            await gate.count(caller, scope)
+        except Refusal as refusal:
+            refused(refusal)
+            told = errors.response(refusal)
+            if refusal.status == 401:
+                told.headers["www-authenticate"] = "Bearer"
+            await told(scope, receive, standing)
+            return
+        scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, standing)
 
 

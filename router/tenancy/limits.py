@@ -72,8 +72,8 @@ class Limits:
 
     async def request(self, caller: Caller, asks: bool) -> None:
         """Count a request (or, if it asks no model for anything, only note the standing). Raises a `Refusal`."""
-        await self._asked(self._request, caller, asks)
         await self._note_tokens(caller)
+        await self._asked(self._request, caller, asks)
 
     @asynccontextmanager
     async def running(self, caller: Caller) -> AsyncIterator[None]:

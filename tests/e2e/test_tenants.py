@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Office:
     system: System
     engine: Engine
     directory: Directory
-    keys: dict[str, str]
+    keys: dict[str, str] = field(repr=False)
     postgres: Postgres | None
 
     def client(self, tenant: str) -> httpx.AsyncClient:

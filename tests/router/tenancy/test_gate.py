@@ -16,6 +16,7 @@ from router.tenancy.database import connect
 from router.tenancy.directory import Directory
 from router.tenancy.gate import Gate
 from router.tenancy.ledger import Ledger
+from router.tenancy.limits import Limits
 from router.tenancy.tenant import Policy
 
 CHAT = {"model": "glimpse", "messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -126,6 +127,30 @@ async def test_while_the_database_is_away_known_keys_work_and_others_are_told_to
     with pytest.raises(Exception, match="can't be checked") as refused:
         await gate.identify(other.text)
     assert refused.value.status == 503  # type: ignore[attr-defined]
+
+
+async def test_a_callers_standing_is_on_every_response_of_its(service: Any, directory: Directory) -> None:
+    key = directory.create_key("acme")
+    directory.put_tenant("acme", {"requests_per_minute": 3, "tokens_per_minute": 1000})
+    gate = Gate(directory, count=Limits().request)
+    app = build(lambda: service, gate=lambda: gate)
+    told = []
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://router", headers=bearer(key.text)
+    ) as client:
+        for reply in (
+            await client.post("/v1/chat/completions", json=CHAT),
+            await client.post("/v1/chat/completions", json=CHAT | {"stream": True}),
+            await client.post("/v1/chat/completions", content="{"),
+            await client.post("/v1/chat/completions", json=CHAT),
+            await client.get("/v1/models"),
+            await client.get("/nowhere"),
+        ):
+            assert reply.headers["x-ratelimit-limit-requests"] == "3"
+            assert reply.headers["x-ratelimit-remaining-tokens"] == "1000"
+            told.append((reply.status_code, reply.headers["x-ratelimit-remaining-requests"]))
+            assert ("retry-after" in reply.headers) == (reply.status_code == 429)
+    assert told == [(200, "2"), (200, "1"), (400, "0"), (429, "0"), (200, "0"), (404, "0")]
 
 
 async def test_admin_paths_want_the_admin_key(client: httpx.AsyncClient, directory: Directory) -> None:
