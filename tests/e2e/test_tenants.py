@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,12 +63,14 @@ class Office:
         with self.engine.connect() as connection:
             return {row.id: row for row in connection.execute(wanted, {"tenant": tenant})}
 
-    async def delivered(self, tenant: str, count: int) -> dict[str, Any]:
-        for _ in range(100):
-            if len(rows := self.rows(tenant)) >= count:
+    async def delivered(self, tenant: str, ids: Iterable[str]) -> dict[str, Any]:
+        """The tenant's rows once these are among them."""
+        wanted = set(ids)
+        for _ in range(300):
+            if wanted <= (rows := self.rows(tenant)).keys():
                 return rows
             await asyncio.sleep(0.1)
-        pytest.fail(f"{len(self.rows(tenant))} of {count} accounts were delivered")
+        pytest.fail(f"{len(wanted - self.rows(tenant).keys())} of {len(wanted)} accounts were not delivered")
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +209,9 @@ async def test_another_tenants_prompt_is_not_in_the_cache(office: Office, acme: 
 
 
 async def test_the_ledger_says_what_the_client_and_the_engines_say(office: Office, acme: httpx.AsyncClient) -> None:
-    before = office.rows("acme").keys()
     questions = [problem.question for problem in problems(24, seed=44)]
     replies = await ask_all(acme, questions, at_a_time=8, glimpse=STEPS)
-    rows = await office.delivered("acme", len(before) + len(replies))
+    rows = await office.delivered("acme", [reply["id"] for reply in replies])
     counted = {
         pool: await office.system.handle(pool).generated.remote([reply["id"] for reply in replies])
         for pool in ("small", "large")
@@ -233,14 +234,13 @@ async def test_the_ledger_says_what_the_client_and_the_engines_say(office: Offic
 
 
 async def test_a_client_that_hangs_up_is_accounted_for(office: Office, acme: httpx.AsyncClient) -> None:
-    before = set((await office.delivered("acme", 0)).keys())
     body = {"model": "small", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 3500, "temperature": 1.5, "top_k": 40}
     async with acme.stream("POST", "/v1/completions", json=body | {"stream": True, "seed": 1}) as response:
         async for line in response.aiter_lines():
             if line.startswith("data: "):
                 id = json.loads(line[6:])["id"]
                 break
-    rows = await office.delivered("acme", len(before) + 1)
+    rows = await office.delivered("acme", [id])
     assert rows[id].status in ("client_gone", "stop", "length")
     assert rows[id].small_completion_tokens > 0
 
@@ -268,11 +268,7 @@ async def test_a_killed_router_and_a_restarted_database_lose_nothing(office: Off
             await asyncio.to_thread(office.postgres.start)
         await asyncio.gather(*asking)
     assert len(finished) >= 8
-    for _ in range(300):
-        if set(finished) <= office.rows("other").keys():
-            break
-        await asyncio.sleep(0.1)
-    assert set(finished) <= office.rows("other").keys()
+    await office.delivered("other", finished)
 
 
 async def test_hostile_requests_are_refused_and_the_server_stays_well(office: Office, acme: httpx.AsyncClient) -> None:
