@@ -39,7 +39,13 @@ class Office:
 
 @contextmanager
 def tenanted(
-    profile: Path, port: int | None, tenants: Mapping[str, Mapping[str, Any]], *, routers: int = 1, **limits: Any
+    profile: Path,
+    port: int | None,
+    tenants: Mapping[str, Mapping[str, Any]],
+    *,
+    routers: int = 1,
+    admin_key: str | None = None,
+    **limits: Any,
 ) -> Iterator[Office]:
     """The profile with so many routers, these tenants with their policies, and these of its limits changed."""
     if postgres_programs() is None or redis_program() is None:
@@ -67,7 +73,7 @@ def tenanted(
             "GLIMPROUTER_DATABASE_URL": postgres.url,
             "GLIMPROUTER_REDIS_URL": redis.url,
             "GLIMPROUTER_API_KEY": keys[LAUNCHER],
-        }
+        } | ({"GLIMPROUTER_ADMIN_KEY": admin_key} if admin_key else {})
         before = {name: os.environ.get(name) for name in secrets}
         os.environ |= secrets
         try:

@@ -22,6 +22,7 @@ from asking import STEPS, ask, ask_all, problems
 from sqlalchemy import Engine, text
 from system import System, start
 
+from loadtest.attacks import fuzz
 from loadtest.servers import Postgres, Redis, postgres_programs, redis_program
 from router.tenancy.database import connect, upgrade
 from router.tenancy.directory import Directory
@@ -43,6 +44,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "small-only": {"models": ["small"]},
     "frugal": {"max_large_share": 0.2, "threshold": 0.0},
     "poor": {"monthly_tokens": 1},
+    "fuzzer": {"max_output": 4, "max_context": 1024},
 }
 
 
@@ -288,3 +290,12 @@ async def test_hostile_requests_are_refused_and_the_server_stays_well(office: Of
     assert reply.status_code == 431
     assert (await ask(acme, "What is 2 + 2?", max_tokens=8))["usage"]["completion_tokens"] <= 8
     assert (await acme.get("/readyz")).status_code == 200
+
+
+async def test_schemathesis_finds_nothing_that_breaks(office: Office) -> None:
+    """A few cases of each operation; loadtest.attacks tries thousands."""
+    headers = {"authorization": f"Bearer {office.keys['fuzzer']}"}
+    outcome = await asyncio.to_thread(fuzz, office.system.url, headers, 30, 1)
+    assert outcome.right, outcome.outcome
+    async with office.client("acme") as client:
+        assert (await client.get("/readyz")).status_code == 200
