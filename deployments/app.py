@@ -10,7 +10,7 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.config import AppConfig, PoolConfig
 from deployments.engine import Engine
-from router.deployment import Settings, ingress
+from router.deployment import Settings, Shadow, ingress
 from router.request import MODELS, Model
 from router.service import Defaults
 
@@ -40,6 +40,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
         body_bytes=config.limits.body_bytes,
         messages=config.limits.messages,
         access=config.access.settings(max_waiting=config.limits.max_waiting, max_wait_s=config.limits.max_wait_s),
+        shadow=Shadow(config.shadow.share, config.shadow.idle),
         defaults=Defaults(
             threshold=config.routing.threshold,
             answer_by=config.routing.answer_by,
@@ -52,6 +53,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
             dispensable=config.routing.dispensable,
             max_requests=config.max_requests,
             warm_up_tokens=config.limits.warm_up_tokens,
+            target=config.routing.target,
         ),
     )
     engines = {model: _pool(engine, model, pools[model], pair, config.routing.think_tags) for model in MODELS}

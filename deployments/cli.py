@@ -187,6 +187,7 @@ def profiles() -> None:
 app.add_typer(tenants.keys, name="keys")
 app.add_typer(tenants.tenants, name="tenants")
 app.command()(tenants.usage)
+app.add_typer(tenants.shadow, name="shadow")
 
 
 if __name__ == "__main__":

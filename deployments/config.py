@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from router.controller import Target
+from router.glimpse import MAX_ENTROPY
 from router.tenancy.settings import Access, Price
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +96,16 @@ class PoolConfig(Settings):
         return self
 
 
+class ControllerConfig(Settings):
+    """Moves the threshold up while the large pool is busier than it should be, and back down to `routing.threshold`."""
+
+    load: float = Field(gt=0, le=1, description="of the large pool: hops under way for each that its replicas take")
+    highest: float = Field(ge=0, lt=MAX_ENTROPY, description="nats; the threshold never goes above it")
+    gain: float = Field(
+        default=0.1, gt=0, le=10, description="spared share of the escalations per second, for a load 1 too high"
+    )
+
+
 class RoutingConfig(Settings):
     threshold: float = Field(
         default=1.0, ge=0, description="nats; a step's first token above it goes to the large model"
@@ -101,10 +113,15 @@ class RoutingConfig(Settings):
     answer_by: Literal["large", "small"] = "large"
     think_tags: tuple[str, str] | None = ("<think>", "</think>")
     max_large_share: float = Field(default=1.0, ge=0, le=1)
+    controller: ControllerConfig | None = None
     without_large: Literal["wait", "small", "fail"] = Field(
         default="wait", description="when the large pool can't answer: wait to the deadline, let small write, or 503"
     )
     without_small: Literal["wait", "large", "fail"] = "wait"
+
+    @property
+    def target(self) -> Target | None:
+        return None if self.controller is None else Target(**self.controller.model_dump())
 
     def impatient(self, model: Literal["small", "large"]) -> bool:
         """Whether a request gives up on that pool before its deadline."""
@@ -150,6 +167,14 @@ class RouterConfig(Settings):
     cpus: float = Field(default=1.0, ge=0)
     resources: dict[str, float] = Field(default_factory=dict, description="Ray's custom resources of one replica")
     env: dict[str, str] = Field(default_factory=dict)
+
+
+class ShadowConfig(Settings):
+    """Routed requests that the large model is asked as well, after the client has its reply and when that pool is
+    idle: proof on one's own traffic. `glimprouter shadow report` reads what is found from the database."""
+
+    share: float = Field(default=0.0, ge=0, le=1, description="of the routed requests; 0: none")
+    idle: float = Field(default=0.1, ge=0, le=1, description="load up to which the large pool counts as idle")
 
 
 class PriceConfig(Settings):
@@ -200,6 +225,7 @@ class AppConfig(Settings):
     limits: LimitsConfig = LimitsConfig()
     router: RouterConfig = RouterConfig()
     access: AccessConfig = AccessConfig()
+    shadow: ShadowConfig = ShadowConfig()
 
     @classmethod
     def read(cls, args: dict[str, Any]) -> AppConfig:

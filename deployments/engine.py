@@ -95,6 +95,7 @@ class Engine:
         self._defaults |= pool.sampling.model_dump(exclude_none=True)
         # Reading ahead must never make a live hop wait for its place in the batch.
         self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
+        self._places = pool.max_ongoing_requests
         self._hops = 0
         self._generated: OrderedDict[str, int] = OrderedDict()
         await self._warm_up()
@@ -197,6 +198,7 @@ class Engine:
             discarded_tokens=generated - len(run.written),
             engine_ms=(time.perf_counter() - began) * 1000.0,
             replica=self._replica,
+            load=self._engine.get_num_unfinished_requests() / self._places,
         )
         yield run.drain(cached_tokens=cached, end=end)
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 keys = typer.Typer(help="Make, list, revoke and rotate API keys.", no_args_is_help=True)
 tenants = typer.Typer(help="List tenants, and set what they may do.", no_args_is_help=True)
+shadow = typer.Typer(help="What routing would change, on your own traffic.", no_args_is_help=True)
 
 
 def duration(text: str | timedelta) -> timedelta:
@@ -196,6 +198,55 @@ def usage(
         writer.writerows(rows)
     else:
         _table(tuple(name.removesuffix("_tokens").replace("_", " ") for name in head), rows)
+
+
+@shadow.callback()
+def _shadow() -> None:
+    """So that `report` stays a command of its own."""
+
+
+@shadow.command("report")
+def shadow_report(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day in UTC. Default: all.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated, with a header.")] = False,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Compare routed requests with the large model alone, by tenant and threshold (profile: `shadow.share`)."""
+    from loadtest.intervals import share
+    from router.tenancy.comparisons import Comparisons
+
+    with opened(database) as engine:
+        found = Comparisons(engine, {}).report(tenant, since and since.replace(tzinfo=UTC))
+    head = (
+        *("tenant", "threshold", "compared", "agree", "agree low", "agree high"),
+        *("seconds routed", "seconds large", "large tokens saved", "cost saved"),
+    )
+    rows = [
+        (
+            one.tenant or "anonymous",
+            f"{one.threshold:g}",
+            str(one.compared),
+            *(f"{part:.1%}" for part in astuple(share(one.agreed, one.compared))),
+            f"{one.routed_s / one.compared:.2f}",
+            f"{one.large_s / one.compared:.2f}",
+            f"{_saved(one.routed_large_tokens, one.large_tokens):.1%}",
+            f"{_saved(one.routed_cost_nano, one.large_cost_nano):.1%}" if one.large_cost_nano else "no prices",
+        )
+        for one in found
+    ]
+    if as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(head)
+        writer.writerows(rows)
+    elif rows:
+        _table(head, rows)
+    else:
+        typer.echo("Nothing was compared yet: set shadow.share in the profile, and wait for the large pool to be idle.")
+
+
+def _saved(routed: int, large: int) -> float:
+    return 1 - routed / large if large else 0.0
 
 
 def _served_by(database: str) -> str:

@@ -42,7 +42,6 @@ TENANTS: Mapping[str, Mapping[str, Any]] = {
     "fuzzer": {"max_output": 4, "max_context": 1024},
 }
 MESSAGE = {"role": "user", "content": "Hi"}
-RAY_LOGS = Path("/tmp/ray/session_latest/logs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +134,8 @@ async def slow(office: Office, questions: list[Question], clients: int, seconds:
     found = []
     for name, sent, text in (
         ("headers", head, b"x-slow: " + b"a" * 1000),
-        ("bodies, without a key", head + length, b" " * 1000),
-        ("bodies, with a key", head + key + length, b" " * 1000),
+        ("bodies without a key", head + length, b" " * 1000),
+        ("bodies with a key", head + key + length, b" " * 1000),
     ):
         slow_ones = [asyncio.create_task(dribble(office, sent, text)) for _ in range(clients)]
         await asyncio.sleep(2)
@@ -145,7 +144,7 @@ async def slow(office: Office, questions: list[Question], clients: int, seconds:
             task.cancel()
         await asyncio.gather(*slow_ones, return_exceptions=True)
         told = f"p95 of healthy clients {beside:.2f} s beside it, {alone:.2f} s without"
-        found.append(Outcome(f"{clients} clients that send their {name} a byte a second", told, beside < 2 * alone))
+        found.append(Outcome(f"{clients} clients that send {name} a byte a second", told, beside < 2 * alone))
     return found
 
 
@@ -208,10 +207,13 @@ def fuzz(url: str, headers: Mapping[str, str], cases: int, seed: int) -> Outcome
     return Outcome(f"schemathesis, {len(codes):,} cases", by_code, not ended.returncode and len(codes) >= cases)
 
 
-def secrets_told(office: Office) -> Outcome:
-    secrets = [key.encode() for key in office.keys.values()] + [ADMIN.encode()]
-    logs = [path for path in RAY_LOGS.rglob("*") if path.is_file()]
-    told = {path.name for path in logs if any(secret in path.read_bytes() for secret in secrets)}
+def secrets_told(secrets: Iterable[str]) -> Outcome:
+    """Looks for them in all that the newest system here writes to its folder of logs."""
+    sought = [secret.encode() for secret in secrets]
+    folders = Path(tempfile.gettempdir()).glob("glimprouter-*/session_latest/logs")
+    newest = max(folders, key=lambda folder: folder.stat().st_ctime)
+    logs = [path for path in newest.rglob("*") if path.is_file()]
+    told = {path.name for path in logs if any(secret in path.read_bytes() for secret in sought)}
     outcome = ", ".join(sorted(told)) or f"in none of {len(logs)} files"
     return Outcome("keys in logs, after all this", outcome, bool(logs) and not told)
 
@@ -259,7 +261,7 @@ def main() -> None:
         with said(outcomes):
             outcomes.append(fuzz(office.url, office.headers("fuzzer"), options.cases, options.seed))
         with said(outcomes):
-            outcomes += [secrets_told(office), asyncio.run(well(office))]
+            outcomes += [secrets_told([*office.keys.values(), ADMIN]), asyncio.run(well(office))]
     print(table(["attack", "what happened"], [[one.attack, one.outcome] for one in outcomes]))
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from loadtest.answers import Answer
 from loadtest.client import Reply
 from loadtest.intervals import Estimate, paired_difference, share
+from router.answers import Answer
 
 
 @dataclass(frozen=True, slots=True)

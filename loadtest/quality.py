@@ -25,13 +25,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from loadtest.answers import extract
 from loadtest.client import Client, Reply, Served, each
 from loadtest.command import at_least_one, parser, run, serving
 from loadtest.hard_steps import Separation, separation, steps_of, tokenizer_of
 from loadtest.outcomes import Outcome, Pairing, Way, pairings
 from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.table import table
+from router.answers import extract
 
 MODES = ("small", "large", "routed", "random")
 PROBLEMS = 500

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.pocket.problems import DELIMITER, Split, generate
-from loadtest.answers import Answer, extract
 from loadtest.command import MeasuringError
+from router.answers import Answer, extract
 
 SPLIT: Split = "test"
 """The generator's stream for reporting: neither training ("train") nor the choice of a threshold ("tune") reads it."""

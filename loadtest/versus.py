@@ -32,7 +32,6 @@ import aiohttp
 import numpy as np
 
 from deployments.config import AppConfig, PoolConfig
-from loadtest.answers import extract
 from loadtest.client import each
 from loadtest.command import at_least_one, numbers, parser, run, serving
 from loadtest.engines import served, settings_of
@@ -43,6 +42,7 @@ from loadtest.processes import CpuTime
 from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.systems import Ask, LargeAlone, Ours, Paper, Solved, System
 from loadtest.table import table
+from router.answers import extract
 from router.budget import Budget
 from router.request import MODELS, Model
 from router.vocabulary import Vocabulary

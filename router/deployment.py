@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,11 +20,20 @@ from router.observation import write_requests_to
 from router.pools import ServedPool
 from router.request import MODELS, Model, Service
 from router.service import Defaults, StepRouter
+from router.shadow import Comparison, Shadowed
 from router.telemetry import Observed
 from router.tenancy.settings import Access
 from router.tenancy.tenancy import Tenancy
 from router.tenancy.tenanted import Tenanted
 from router.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What share of the routed requests the large model is asked as well, while its load is no higher than `idle`."""
+
+    share: float
+    idle: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,7 @@ class Settings:
     body_bytes: int
     messages: int
     access: Access
+    shadow: Shadow
     defaults: Defaults
 
 
@@ -78,23 +89,37 @@ def ingress(settings: Settings) -> type:
             handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
             write_requests_to(get_serve_logs_dir(), serve.get_replica_context().replica_id.unique_id)
             self.tenancy = Tenancy.open(settings.access, host=_http_host(), places=settings.defaults.max_requests)
+            pools = {
+                model: ServedPool(
+                    model,
+                    handles[model],
+                    attempts=settings.hop_attempts,
+                    patience_s=settings.patience_s.get(model),
+                )
+                for model in MODELS
+            }
             self.router = StepRouter(
-                settings.pair,
-                _vocabularies(settings),
-                {
-                    model: ServedPool(
-                        model,
-                        handles[model],
-                        attempts=settings.hop_attempts,
-                        patience_s=settings.patience_s.get(model),
-                    )
-                    for model in MODELS
-                },
-                settings.context_tokens,
-                settings.defaults,
+                settings.pair, _vocabularies(settings), pools, settings.context_tokens, settings.defaults
             )
-            self.service: Service = Observed(Tenanted(self.router, self.tenancy))
+            self.service: Service = Observed(self._shadowed(Tenanted(self.router, self.tenancy), pools["large"]))
             metrics().target = settings.defaults.max_large_share
+
+        def _shadowed(self, service: Service, large: ServedPool) -> Service:
+            if not settings.shadow.share:
+                return service
+            return Shadowed(
+                service,
+                self.router,
+                share=settings.shadow.share,
+                idle=lambda: large.idle(settings.shadow.idle),
+                busy=lambda: large.wanted,
+                keep=self._keep,
+            )
+
+        async def _keep(self, compared: Comparison) -> None:
+            metrics().compared(compared)
+            if (accounts := self.tenancy.accounts) is not None:
+                await asyncio.to_thread(accounts.comparisons.add, compared)
 
         async def check_health(self) -> None:
             """Called by Serve on the event loop, from the start on: what runs beside requests begins here."""

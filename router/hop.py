@@ -14,6 +14,9 @@ from enum import StrEnum
 from router.request import Sampling
 from router.steps import Marks, StepCutter
 
+LAST = 2**30
+"""The priority of hops that nobody waits for: behind every live one."""
+
 
 def unpack(packed: bytes) -> array[int]:
     """Token IDs from native int32 bytes, 4 per token: the form in which they cross from process to process."""
@@ -127,7 +130,8 @@ class CutStep:
 @dataclass(frozen=True, slots=True)
 class End:
     """The close of a hop. `glimpse` is the entropy that failed the gate; `discarded_tokens` were generated past the
-    end; `resumed` counts the replicas that were lost on the way."""
+    end; `resumed` counts the replicas that were lost on the way; `load` is the replica's as it closes: hops under way
+    for each that it takes."""
 
     ending: Ending
     glimpse: float | None = None
@@ -135,6 +139,7 @@ class End:
     engine_ms: float = 0.0
     replica: str = ""
     resumed: int = 0
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

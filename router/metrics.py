@@ -6,8 +6,12 @@ Label values are few: pools, models and codes by nature, tenants because only th
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from router.shadow import Comparison
 
 MOST_TENANTS = 200
 
@@ -44,8 +48,27 @@ class Metrics:
             "glimpse_large_share_target",
             "Bound on the large model's share of the tokens, 0..1.",
         )
+        self.shadow = Counter(
+            "glimpse_shadow_total", "Routed requests asked of the large model too.", ("tenant", "agree")
+        )
+        self.shadow_seconds = Counter("glimpse_shadow_seconds_total", "Time of those requests, by way.", ("way",))
+        self.shadow_tokens = Counter(
+            "glimpse_shadow_large_tokens_total", "Tokens that the large model wrote for those, by way.", ("way",)
+        )
         self.target = 1.0
         self._tenants: set[str] = set()
+
+    def compared(self, found: Comparison) -> None:
+        """Counts a shadow run."""
+        self.shadow.inc(tags={"tenant": self.tenant(found.tenant or "anonymous"), "agree": str(found.agree).lower()})
+        routed = found.routed.get("large")
+        for way, seconds, tokens in (
+            ("routed", found.routed_s, routed.completion_tokens if routed else 0),
+            ("large", found.large_s, found.large.completion_tokens),
+        ):
+            self.shadow_seconds.inc(seconds, {"way": way})
+            if tokens:
+                self.shadow_tokens.inc(tokens, {"way": way})
 
     def tenant(self, id: str) -> str:
         """The label's value for a tenant."""

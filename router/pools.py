@@ -23,7 +23,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from router.hop import Chunk, Hop, HopLost, StrangePair
+from router.hop import LAST, Chunk, Hop, HopLost, StrangePair
 from router.request import Model, Refusal, Unavailable
 from router.telemetry import Watch
 from router.tracing import within
@@ -37,6 +37,9 @@ arrives as a `RayTaskError` that is of its own type as well."""
 PAUSE_S = 0.05
 """Before a lost hop is tried again; doubled each time, so that Serve can notice which replica is gone."""
 
+
+LATELY_S = 5.0
+"""How long what a replica told of its load counts."""
 
 CONTROLLER_S = 2.0
 """How long Serve's controller may take to tell of a pool."""
@@ -56,10 +59,34 @@ class ServedPool:
     ) -> None:
         self._model, self._attempts, self._patience_s = model, attempts, patience_s
         self._handle: Any = handle
+        self._live_hops, self._load, self._told_at = 0, 0.0, 0.0
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         """The hop's chunks. A hop whose replica is lost goes on elsewhere from what was passed on already, so the
         caller sees neither a gap nor a repeat."""
+        live = hop.priority < LAST
+        self._live_hops += live
+        try:
+            async with aclosing(self._written(hop)) as chunks:
+                async for chunk in chunks:
+                    if live and chunk.end is not None:
+                        self._load, self._told_at = chunk.end.load, time.monotonic()
+                    yield chunk
+        finally:
+            self._live_hops -= live
+
+    @property
+    def wanted(self) -> bool:
+        """Whether live hops of this router are under way."""
+        return self._live_hops > 0
+
+    async def idle(self, most: float) -> bool:
+        """Whether the pool is up and has room for what nobody waits for: no live hop of this router's, and replicas
+        that lately told of no higher load than `most`, 0..1."""
+        lately = time.monotonic() - self._told_at < LATELY_S
+        return not self.wanted and not (lately and self._load > most) and not await self.rests()
+
+    async def _written(self, hop: Hop) -> AsyncGenerator[Chunk]:
         deadline, resumed = time.monotonic() + hop.timeout_s, 0
         watch = Watch(self._model, hop)
         while True:

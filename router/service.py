@@ -13,7 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from router.budget import Budget
-from router.loop import write
+from router.controller import Controller, Heeded, Target
+from router.loop import Pool, write
 from router.policy import Alone, EntropyGate, Policy, RandomShare
 from router.pools import ServedPool
 from router.prefix import Bridge, Prefix, bridge
@@ -37,10 +38,14 @@ class Defaults:
     dispensable: frozenset[Model] = frozenset()
     max_requests: int = 256
     warm_up_tokens: int | None = None
+    target: Target | None = None
 
 
 class StepRouter:
-    """Serves one pair of models. Nothing of a request outlives it."""
+    """Serves one pair of models. Nothing of a request outlives it, but what the controller heard of entropies.
+
+    controller: moves the threshold of requests that name none, where the profile asks for that.
+    """
 
     def __init__(
         self,
@@ -54,6 +59,11 @@ class StepRouter:
         small, large = vocabularies["small"], vocabularies["large"]
         self._bridge: Bridge = bridge(small, large)
         self._active = 0
+        self._writers: Mapping[Model, Pool] = pools
+        self.controller: Controller | None = None
+        if defaults.target is not None:
+            heeding = self.controller = Controller(defaults.target)
+            self._writers = {model: Heeded(pools[model], heeding, loads=model == "large") for model in MODELS}
         self._one_prompt = small.same_prompts(large)
         self.pair = Pair(
             fingerprint=fingerprint,
@@ -98,7 +108,7 @@ class StepRouter:
     async def run(self, page: Transcript) -> AsyncGenerator[Event]:
         """The events of a request that was begun."""
         reader = Reader(page, self._vocabularies)
-        async with self._reading_ahead(page), aclosing(write(page, self._pools)) as passages:
+        async with self._reading_ahead(page), aclosing(write(page, self._writers)) as passages:
             async for passage in passages:
                 for event in reader.read(passage):
                     yield event
@@ -172,7 +182,13 @@ class StepRouter:
             case "random":
                 return RandomShare(routing.random_share or 0.0, request.sampling.seed), answer_by, 1.0
         share = routing.max_large_share if routing.max_large_share is not None else defaults.max_large_share
-        return EntropyGate(_threshold(request, defaults), share), answer_by, share
+        return EntropyGate(self._threshold(request), share), answer_by, share
+
+    def _threshold(self, request: Request) -> float:
+        if request.routing.threshold is not None:
+            return request.routing.threshold
+        default = self._defaults.threshold
+        return default if self.controller is None else self.controller.threshold(default)
 
     def _prompts(self, request: Request) -> dict[Model, array[int]]:
         used: tuple[Model, ...] = MODELS
@@ -320,10 +336,6 @@ def _conversation(request: Request) -> str:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that could be the beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _threshold(request: Request, defaults: Defaults) -> float:
-    return defaults.threshold if request.routing.threshold is None else request.routing.threshold
 
 
 def _finished(page: Transcript) -> Finished:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Date,
     DateTime,
@@ -86,4 +87,23 @@ requests = Table(
     Column("day", Date, nullable=False),
     Column("trace", String(32)),
     Index("requests_by_tenant_and_day", "tenant", "day"),
+)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    # The request's, whose own row is in `requests`.
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(63), nullable=False),
+    Column("pair", String(64), nullable=False),
+    Column("at", Utc, nullable=False),
+    Column("threshold", Float, nullable=False),
+    Column("agree", Boolean, nullable=False),
+    Column("routed_s", Float, nullable=False),
+    Column("large_s", Float, nullable=False),
+    Column("routed_large_tokens", BigInteger, nullable=False),
+    Column("large_tokens", BigInteger, nullable=False),
+    Column("routed_cost_nano", BigInteger, nullable=False),
+    Column("large_cost_nano", BigInteger, nullable=False),
+    Index("comparisons_by_tenant", "tenant", "at"),
 )

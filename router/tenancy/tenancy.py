@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from router.request import Model, Refusal
+from router.tenancy.comparisons import Comparisons
 from router.tenancy.database import connect, upgrade
 from router.tenancy.delivery import Delivery
 from router.tenancy.directory import Directory
@@ -24,12 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """The ledger, and the way into it."""
+    """The ledger, and the way into it; what shadow runs found."""
 
     ledger: Ledger
     budgets: Budgets
     journal: Journal
     delivery: Delivery
+    comparisons: Comparisons
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Tenancy:
         ledger, journal = Ledger(engine), Journal(access.journal_folder)
         # A delivery may take a moment beside the wait for it.
         budgets = Budgets(ledger, lag_s=3 * access.delivery_s + 1)
-        accounts = Accounts(ledger, budgets, journal, Delivery(journal, ledger, access.delivery_s))
+        delivery = Delivery(journal, ledger, access.delivery_s)
+        accounts = Accounts(ledger, budgets, journal, delivery, Comparisons(engine, access.prices))
         return cls(gate, limits, queue, access.prices, accounts)
 
     @property

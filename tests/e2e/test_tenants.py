@@ -21,9 +21,12 @@ import yaml
 from asking import STEPS, ask, ask_all, problems
 from sqlalchemy import Engine, text
 from system import System, start
+from typer.testing import CliRunner
 
-from loadtest.attacks import fuzz
+from deployments.cli import app
+from loadtest.attacks import fuzz, secrets_told
 from loadtest.servers import Postgres, Redis, postgres_programs, redis_program
+from router.tenancy.comparisons import Comparisons
 from router.tenancy.database import connect, upgrade
 from router.tenancy.directory import Directory
 
@@ -84,6 +87,7 @@ def office(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     args = config["applications"][0]["args"]
     args["router"] = {"cpus": 0.2, "replicas": 2 if redis else 1}
     args["access"] = {"journal": str(folder / "journal"), "key_cache_s": 1, "prices": {"large": {"completion": 2}}}
+    args["shadow"] = {"share": 1.0}
     profile = folder / "profile.yaml"
     profile.write_text(yaml.safe_dump(config))
     url = postgres.url if postgres else f"sqlite:///{folder}/accounts.db"
@@ -235,6 +239,24 @@ async def test_the_ledger_says_what_the_client_and_the_engines_say(office: Offic
     assert all(day["date"] <= datetime.now(UTC).date().isoformat() for day in today)
 
 
+async def test_shadow_runs_tell_what_routing_changes(office: Office, acme: httpx.AsyncClient) -> None:
+    replies = []
+    for problem in problems(6, seed=46):
+        replies.append(await ask(acme, problem.question, glimpse=STEPS))
+        await asyncio.sleep(2)  # time for the large model to write it alone
+    found = Comparisons(office.engine, {}).report("acme")
+    assert sum(one.compared for one in found) >= 3
+    assert sum(one.agreed for one in found) >= 2
+    assert {one.threshold for one in found} == {replies[0]["glimpse"]["threshold"]}
+    # On nobody's bill.
+    assert not any(id.startswith("shadow") for id in office.rows("acme"))
+    report = CliRunner().invoke(
+        app, ["shadow", "report", "--tenant", "acme", "--database", office.engine.url.render_as_string(False)]
+    )
+    assert report.exit_code == 0, report.output
+    assert "acme" in report.output
+
+
 async def test_a_client_that_hangs_up_is_accounted_for(office: Office, acme: httpx.AsyncClient) -> None:
     body = {"model": "small", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 3500, "temperature": 1.5, "top_k": 40}
     async with acme.stream("POST", "/v1/completions", json=body | {"stream": True, "seed": 1}) as response:
@@ -290,6 +312,11 @@ async def test_hostile_requests_are_refused_and_the_server_stays_well(office: Of
     assert reply.status_code == 431
     assert (await ask(acme, "What is 2 + 2?", max_tokens=8))["usage"]["completion_tokens"] <= 8
     assert (await acme.get("/readyz")).status_code == 200
+
+
+def test_no_key_is_in_any_log(office: Office) -> None:
+    outcome = secrets_told([*office.keys.values(), ADMIN])
+    assert outcome.right, outcome.outcome
 
 
 async def test_schemathesis_finds_nothing_that_breaks(office: Office) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from test_service import router as reciting
 
 from router.request import Finished, Refusal, Request, Routing
+from router.tenancy.comparisons import Comparisons
 from router.tenancy.delivery import Delivery
 from router.tenancy.fairness import FairQueue
 from router.tenancy.gate import Gate
@@ -33,7 +34,9 @@ PRICES = {"small": Price(1.0, 0.5, 2.0), "large": Price(10.0, 5.0, 20.0)}
 @pytest.fixture
 async def tenancy(database: Engine, tmp_path: Path) -> Tenancy:
     ledger, journal = Ledger(database), Journal(tmp_path / "journal")
-    accounts = Accounts(ledger, Budgets(ledger, lag_s=1.0), journal, Delivery(journal, ledger, 1.0))
+    accounts = Accounts(
+        ledger, Budgets(ledger, lag_s=1.0), journal, Delivery(journal, ledger, 1.0), Comparisons(database, PRICES)
+    )
     return Tenancy(Gate(None), Limits(), FairQueue(4, 8, 5.0), PRICES, accounts)  # type: ignore[arg-type]
 
 

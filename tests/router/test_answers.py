@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from loadtest.answers import extract
+from router.answers import extract
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""Holds the large pool's load at a target by moving the threshold, so that overload costs a little quality instead of
+latency.
+
+What moves is not the threshold but the share of the escalations that is spared: one threshold means something else for
+every pair, and over most of its range next to nothing may change. The threshold is then the quantile, among the
+entropies seen lately that call for the large model, below which that share lies. Those that it spares are the least
+unsure of them.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from router.hop import Chunk, Hop
+from router.loop import Pool
+
+LATELY = 512
+"""Glimpses remembered. Far more than a quantile needs, few enough to follow what is being asked."""
+
+STALE_S = 1.0
+"""A pool that has told nothing for so long has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a controller aims at.
+
+    load: of the large pool, in hops under way for each that a replica takes, 0..1. highest: nats; the threshold never
+    goes above it. gain: by how much the spared share moves in a second for a load that is 1 too high.
+    """
+
+    load: float
+    highest: float
+    gain: float = 0.1
+
+
+class Controller:
+    """An integral controller: what it spares changes with how far the load is from its target, for as long as it is."""
+
+    def __init__(self, target: Target, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.target, self._clock = target, clock
+        self.spared, self.load = 0.0, 0.0
+        self._seen: deque[float] = deque(maxlen=LATELY)
+        self._at = self._told_at = clock()
+
+    def saw(self, entropy: float) -> None:
+        """The entropy of a glimpse, in nats, whatever came of it."""
+        self._seen.append(entropy)
+
+    def told(self, load: float) -> None:
+        """What a replica of the large pool says of itself at the end of a hop."""
+        self._settle()
+        self.load, self._told_at = load, self._at
+
+    def threshold(self, base: float) -> float:
+        """In nats, for a request that begins now; `base` while nothing has to be spared."""
+        self._settle()
+        if not self.spared or base >= self.target.highest:
+            return base
+        calling: list[float] = []
+        for entropy in self._seen:
+            if entropy > base:
+                insort(calling, entropy)
+        if not calling:
+            return base
+        spared = round(self.spared * len(calling))
+        return base if not spared else min(self.target.highest, calling[spared - 1])
+
+    def _settle(self) -> None:
+        now = self._clock()
+        load = self.load if now - self._told_at < STALE_S else 0.0
+        # A load that was told long ago says nothing of all the time since.
+        moved = self.target.gain * (load - self.target.load) * min(STALE_S, now - self._at)
+        self.spared, self._at = min(1.0, max(0.0, self.spared + moved)), now
+
+
+class Heeded:
+    """A pool whose glimpses, or whose load, a controller hears of."""
+
+    def __init__(self, pool: Pool, controller: Controller, *, loads: bool) -> None:
+        self._pool, self._controller, self._loads = pool, controller, loads
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        async with aclosing(self._pool.write(hop)) as chunks:
+            async for chunk in chunks:
+                for step in chunk.steps:
+                    if step.entropy is not None:
+                        self._controller.saw(step.entropy)
+                if (end := chunk.end) is not None:
+                    if end.glimpse is not None:
+                        self._controller.saw(end.glimpse)
+                    if self._loads:
+                        self._controller.told(end.load)
+                yield chunk

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from entries import NOW
+from sqlalchemy import Engine
+
+from router.request import ModelUsage
+from router.shadow import Comparison
+from router.tenancy.comparisons import Comparisons
+from router.tenancy.database import DatabaseError
+from router.tenancy.settings import Price
+
+ONE = Comparison(
+    id="a",
+    tenant="acme",
+    pair="9f2c",
+    at=NOW,
+    threshold=0.5,
+    agree=True,
+    routed_s=1.0,
+    large_s=2.0,
+    routed={"small": ModelUsage(10, 80), "large": ModelUsage(10, 20)},
+    large=ModelUsage(10, 100),
+)
+
+
+@pytest.fixture
+def comparisons(database: Engine) -> Comparisons:
+    return Comparisons(database, {"small": Price(completion=1.0), "large": Price(completion=10.0)})
+
+
+def test_they_are_summed_by_tenant_and_threshold(comparisons: Comparisons) -> None:
+    comparisons.add(ONE)
+    comparisons.add(replace(ONE, id="b", agree=False, routed_s=3.0))
+    comparisons.add(replace(ONE, id="c", threshold=1.0))
+    comparisons.add(replace(ONE, id="d", tenant="other"))
+    first, second, third = comparisons.report()
+    assert (first.tenant, first.threshold, first.compared, first.agreed) == ("acme", 0.5, 2, 1)
+    assert (first.routed_s, first.large_s) == (4.0, 4.0)
+    assert (first.routed_large_tokens, first.large_tokens) == (40, 200)
+    # 80 at 1 and 20 at 10 a million, against 100 at 10, in billionths.
+    assert (first.routed_cost_nano, first.large_cost_nano) == (2 * 280_000, 2 * 1_000_000)
+    assert (second.threshold, third.tenant) == (1.0, "other")
+
+
+def test_a_report_can_be_narrowed(comparisons: Comparisons) -> None:
+    comparisons.add(ONE)
+    comparisons.add(replace(ONE, id="b", at=NOW - timedelta(days=3)))
+    comparisons.add(replace(ONE, id="c", tenant="other"))
+    (found,) = comparisons.report("acme", NOW - timedelta(days=1))
+    assert found.compared == 1
+
+
+def test_one_request_is_compared_once(comparisons: Comparisons) -> None:
+    comparisons.add(ONE)
+    with pytest.raises(DatabaseError):
+        comparisons.add(ONE)
+    (found,) = comparisons.report()
+    assert found.compared == 1
