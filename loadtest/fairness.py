@@ -24,7 +24,7 @@ from loadtest.table import table
 from loadtest.tenants import Office, tenanted
 
 PLACES = 16
-FULL: dict[str, Any] = {"max_requests": PLACES, "max_waiting": 4096, "max_wait_s": 600.0}
+FULL: dict[str, Any] = {"max_requests": PLACES, "max_waiting": 900, "max_wait_s": 600.0}
 WARM_UP_S = 5.0
 
 
