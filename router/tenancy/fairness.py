@@ -5,8 +5,8 @@ first that has had the least for its weight: each has a virtual time, which its 
 (start-time fair queueing; Goyal, Vin and Cheng, 1996). Its own requests take turns in the order they came. A tenant
 that was away starts at the time of those who were not, so that nobody saves up.
 
-How much a request will write is not known when it starts. It is charged what its tenant's requests came to lately, and
-the difference at its end.
+How much a request will write is not known when it starts. Until it ends it counts as what its tenant's requests came
+to lately, but not for those who come meanwhile: they would start behind by all that it may turn out not to have been.
 """
 
 from __future__ import annotations
@@ -33,14 +33,25 @@ KNOWN = 10_000
 
 @dataclass(slots=True)
 class Share:
-    """A tenant's place in its class. `time` in tokens per weight; `lately` in tokens."""
+    """A tenant's place in its class. `time` in tokens per weight, of requests that ended; `charged` for those that run
+    and `lately` in tokens."""
 
     tenant: str
     weight: float = 1.0
     time: float = 0.0
+    charged: float = 0.0
     lately: float = TYPICAL_TOKENS
     waiting: deque[Turn] = field(default_factory=deque)
     running: int = 0
+
+    @property
+    def next(self) -> float:
+        """The time at which its next request would start."""
+        return self.time + self.charged / self.weight
+
+    @property
+    def active(self) -> bool:
+        return bool(self.waiting or self.running)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,8 +101,9 @@ class FairQueue:
         share = self._share(rank, tenant)
         share.weight = weight
         turn = Turn(rank, share, asyncio.get_running_loop().create_future())
-        if not share.waiting and not share.running:
-            share.time = max(share.time, self._time[rank])
+        if not share.active:
+            others = (one.time for one in self._shares[rank].values() if one.active)
+            share.time = max(share.time, min(others, default=self._time[rank]))
         share.waiting.append(turn)
         self.waiting += 1
         if self.running < self._places:
@@ -105,7 +117,7 @@ class FairQueue:
         share = shares.setdefault(tenant, Share(tenant))
         shares.move_to_end(tenant)
         if len(shares) > KNOWN:
-            idle = next((name for name, one in shares.items() if not one.waiting and not one.running), None)
+            idle = next((name for name, one in shares.items() if not one.active and one is not share), None)
             if idle is not None:
                 del shares[idle]
         return share
@@ -116,16 +128,15 @@ class FairQueue:
             waiting = [share for share in shares.values() if share.waiting]
             if not waiting:
                 continue
-            share = min(waiting, key=lambda one: one.time)
+            share = min(waiting, key=lambda one: one.next)
             if share.waiting[0].come.done():  # its client gave up a moment ago
                 share.waiting.popleft()
                 self.waiting -= 1
                 return self._next()
-            self._time[rank] = max(self._time[rank], share.time)
             turn = share.waiting.popleft()
             turn.priority = self._priority(rank, share)
             turn.charged = share.lately
-            share.time += turn.charged / share.weight
+            share.charged += turn.charged
             share.running += 1
             self.waiting -= 1
             self.running += 1
@@ -133,8 +144,8 @@ class FairQueue:
             return
 
     def _priority(self, rank: int, share: Share) -> int:
-        active = (one.time for one in self._shares[rank].values() if one.waiting or one.running)
-        ahead = share.time - min(active, default=share.time)
+        active = (one.next for one in self._shares[rank].values() if one.active)
+        ahead = share.next - min(active, default=share.next)
         return rank * SPREAD + min(SPREAD - 1, max(0, int(ahead)))
 
     def _refuse_one(self) -> None:
@@ -157,10 +168,12 @@ class FairQueue:
     def _end(self, turn: Turn) -> None:
         share = turn.share
         used = turn.charged if turn.used is None else turn.used
-        share.time += (used - turn.charged) / share.weight
+        share.charged -= turn.charged
+        share.time += used / share.weight
         if used:
             share.lately += LATELY * (used - share.lately)
         share.running -= 1
+        self._time[turn.rank] = max(self._time[turn.rank], share.time)
         self.running -= 1
         if self.running < self._places:
             self._next()
