@@ -22,13 +22,13 @@ CALLER = "b7ad6b7169203331"
 HOPS = ("run small", "step large")
 
 
-# Longer than any that the pair was trained on, which takes about three steps an item.
+# As long as any that the pair was trained on: three steps an item, and two more.
 QUESTION = (
-    "Oscar orders 3 orange coats, then 3 marble baskets, then 2 yellow telescopes, then 3 spotted shields, "
-    "then 2 fancy sundials, then 1 tiny trumpet, then 1 crystal helmet, then 3 heavy dolls, then 2 simple barrels, "
-    "then 1 marble anchor, then 3 wide buckets, then 2 quiet chairs, then 1 square glove. He pays with 100 coins. "
-    "What is the change?"
+    "Grace starts with 61 coins and sells 3 orange coats, then buys 3 marble baskets, then sells 2 yellow telescopes, "
+    "then buys 3 spotted shields, then sells 2 fancy sundials, then buys 1 tiny trumpet, then sells 1 crystal helmet, "
+    "then buys 3 heavy dolls, then sells 2 simple barrels. How many coins does she have now?"
 )
+STEPS = 29
 
 
 async def traced(
@@ -95,7 +95,7 @@ async def test_a_request_of_thirty_steps_is_one_tree(
 ) -> None:
     for _ in range(3):
         trace, glimpse = await traced(client, QUESTION, stream=stream, threshold=0.5)
-        assert len(glimpse["steps"]) >= 30
+        assert len(glimpse["steps"]) == STEPS
         spans = await told(receiver, trace)
         chat = check_tree(spans, glimpse)
         hops = [span for span in spans if span.name in HOPS]
