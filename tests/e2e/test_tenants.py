@@ -106,6 +106,8 @@ def office(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         "GLIMPROUTER_API_KEY": keys["launcher"],
         "GLIMPROUTER_ADMIN_KEY": ADMIN,
     } | ({"GLIMPROUTER_REDIS_URL": redis.url} if redis else {})
+    # Of the system before this one, which is no more.
+    ray.shutdown()
     running = start(str(profile), **secrets)
     yield Office(running, engine, directory, keys, postgres)
     ray.shutdown()
