@@ -176,6 +176,9 @@ class Run:
         self._thought_tokens = self._steps_done = 0
         self._thought, self._answer = array("i"), array("i")
         self._steps: list[CutStep] = []
+        # A replica may be lost after the last token that it was to write.
+        if (hop.tokens if self.answering else hop.thinking_tokens) < 1:
+            self.ending = Ending.LIMIT if self.answering else Ending.BUDGET
 
     @property
     def wants_entropy(self) -> bool:
@@ -227,15 +230,12 @@ class Run:
             self._end_step(now)
             self.answering = True
             return None if hop.answers and self.tokens_left > 0 else Ending.THOUGHT
-        if step_over:
-            if self._end_step(now):
-                return Ending.REPEAT
-            if self._steps_done >= hop.max_steps:
-                return Ending.STEPS
+        if step_over and self._end_step(now):
+            return Ending.REPEAT
         if self._thought_tokens >= hop.thinking_tokens:
             self._end_open_step(now)
             return Ending.BUDGET
-        return None
+        return Ending.STEPS if step_over and self._steps_done >= hop.max_steps else None
 
     def _answer_on(self, token: int) -> Ending | None:
         self._answer.append(token)

@@ -130,3 +130,16 @@ def test_the_engine_may_stop_at_a_delimiter_only_in_a_hop_of_one_ungated_step() 
     assert not Run(hop(max_steps=1, gate=1.0), MARKS, 0.0).one_step
     assert not Run(hop(max_steps=2), MARKS, 0.0).one_step
     assert not Run(hop(max_steps=1, thinking=False), MARKS, 0.0).one_step
+
+
+def test_a_step_that_ends_with_the_budget_leaves_nothing_to_think() -> None:
+    """Another hop would be asked for no tokens at all, which no engine takes."""
+    assert write(hop(max_steps=1, thinking_tokens=3), A, B, STOP).ending is Ending.BUDGET
+    assert write(hop(max_steps=1, thinking_tokens=4), A, B, STOP).ending is Ending.STEPS
+
+
+@pytest.mark.parametrize(("thinking", "ending"), [(True, Ending.BUDGET), (False, Ending.LIMIT)])
+def test_a_hop_whose_replica_was_lost_after_its_last_token_is_over(thinking: bool, ending: Ending) -> None:
+    asked = hop(thinking=thinking, thinking_tokens=2, tokens=2)
+    chunk = Chunk(thought=pack(A, B)) if thinking else Chunk(answer=pack(A, B), answering=True)
+    assert Run(asked.after(chunk), MARKS, 0.0).ending is ending
