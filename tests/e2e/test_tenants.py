@@ -9,6 +9,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import ray
 import yaml
 from asking import STEPS, ask, ask_all, problems
 from sqlalchemy import Engine, text
@@ -52,6 +53,26 @@ TENANTS: dict[str, dict[str, Any]] = {
     "poor": {"monthly_tokens": 1},
     "fuzzer": {"max_output": 4, "max_context": 1024},
 }
+
+
+# In a process of its own: Serve's handles in this one stay with the system before.
+COUNTED = """
+import json, sys, ray
+from ray import serve
+ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+ids = json.load(sys.stdin)
+handles = [serve.get_deployment_handle(pool, "glimpse") for pool in ("small", "large")]
+print(json.dumps([handle.generated.remote(ids).result() for handle in handles]))
+"""
+
+
+def engines_counted(ids: list[str]) -> list[dict[str, int]]:
+    """Tokens that each pool's engine generated for these requests."""
+    told = subprocess.run(
+        [sys.executable, "-c", COUNTED], input=json.dumps(ids), capture_output=True, text=True, timeout=90, check=True
+    )
+    counts: list[dict[str, int]] = json.loads(told.stdout.splitlines()[-1])
+    return counts
 
 
 @dataclass
@@ -106,11 +127,8 @@ def office(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         "GLIMPROUTER_API_KEY": keys["launcher"],
         "GLIMPROUTER_ADMIN_KEY": ADMIN,
     } | ({"GLIMPROUTER_REDIS_URL": redis.url} if redis else {})
-    # Of the system before this one, which is no more.
-    ray.shutdown()
     running = start(str(profile), **secrets)
     yield Office(running, engine, directory, keys, postgres)
-    ray.shutdown()
     running.stop()
     engine.dispose()
     for server in (postgres, redis):
@@ -224,17 +242,14 @@ async def test_the_ledger_says_what_the_client_and_the_engines_say(office: Offic
     questions = [problem.question for problem in problems(24, seed=44)]
     replies = await ask_all(acme, questions, at_a_time=8, glimpse=STEPS)
     rows = await office.delivered("acme", [reply["id"] for reply in replies])
-    counted = {
-        pool: await office.system.handle(pool).generated.remote([reply["id"] for reply in replies])
-        for pool in ("small", "large")
-    }
+    counted = await asyncio.to_thread(engines_counted, [reply["id"] for reply in replies])
     for reply in replies:
         row = rows[reply["id"]]
         for model, used in reply["usage"]["by_model"].items():
             for kind in ("prompt", "cached", "completion"):
                 assert getattr(row, f"{model}_{kind}_tokens") == used[f"{kind}_tokens"]
         assert row.discarded_tokens == reply["glimpse"]["discarded_tokens"]
-        generated = sum(counts.get(reply["id"], 0) for counts in counted.values())
+        generated = sum(counts.get(reply["id"], 0) for counts in counted)
         assert row.small_completion_tokens + row.large_completion_tokens + row.discarded_tokens == generated
         assert row.cost_nano == 2000 * row.large_completion_tokens
         assert row.status == "stop"
@@ -276,12 +291,12 @@ async def test_a_client_that_hangs_up_is_accounted_for(office: Office, acme: htt
 
 
 async def test_a_killed_router_and_a_restarted_database_lose_nothing(office: Office) -> None:
-    from ray.serve.context import _get_global_client
-
-    office.system.handle("small")
-    serve = _get_global_client()
-    assert serve is not None
-    details = serve.get_serve_details()["applications"]["glimpse"]["deployments"]["router"]["replicas"]
+    assert office.system.starter is not None
+    router = next(
+        process.pid
+        for process in psutil.Process(office.system.starter.pid).children(recursive=True)
+        if "ServeReplica:glimpse:router" in " ".join(process.cmdline())
+    )
     finished: list[str] = []
     async with office.client("other") as client:
 
@@ -291,7 +306,7 @@ async def test_a_killed_router_and_a_restarted_database_lose_nothing(office: Off
 
         asking = [asyncio.create_task(one(problem.question)) for problem in problems(40, seed=45)]
         await asyncio.wait(asking[:8])
-        os.kill(details[0]["pid"], signal.SIGKILL)
+        os.kill(router, signal.SIGKILL)
         if office.postgres is not None:
             await asyncio.to_thread(office.postgres.stop)
             await asyncio.sleep(1)
