@@ -32,7 +32,7 @@ import yaml
 
 from loadtest.command import MeasuringError, at_least_one, parser, run, serving
 from loadtest.questions import Question, generated
-from loadtest.streamed import Streamed, stream
+from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
 
 POOLS = ("small", "large")
@@ -101,16 +101,7 @@ async def under_fire(
     url: str, questions: list[Question], *, kills: int, concurrency: int, count: int
 ) -> tuple[Tally, list[Kill]]:
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        places = asyncio.Semaphore(concurrency)
-
-        async def undisturbed(question: Question) -> Streamed:
-            async with places:
-                return await stream(client, question)
-
-        print(f"{len(questions)} questions, undisturbed ...", flush=True)
-        right = await asyncio.gather(*map(undisturbed, questions))
-        if broken := [one.error or "no end" for one in right if one.error or one.finish is None]:
-            raise MeasuringError(f"{len(broken)} of them fail without any kill: {broken[0]}")
+        right = await undisturbed(client, questions, concurrency)
         tally, over = Tally(), asyncio.Event()
         turn = itertools.cycle(zip(questions, right, strict=True))
 

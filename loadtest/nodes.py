@@ -30,7 +30,7 @@ from loadtest.cluster import cluster
 from loadtest.command import MeasuringError, at_least_one, parser, run
 from loadtest.namespaces import Machine
 from loadtest.questions import Question, generated
-from loadtest.streamed import Streamed, stream
+from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
 
 READY_S = 300.0
@@ -107,16 +107,7 @@ async def under_way(
     url: str, nodes: Sequence[Machine], questions: Sequence[Question], options: argparse.Namespace
 ) -> tuple[list[Row], float]:
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        room = asyncio.Semaphore(options.concurrency)
-
-        async def undisturbed(question: Question) -> Streamed:
-            async with room:
-                return await stream(client, question)
-
-        print(f"{len(questions)} questions, undisturbed ...", flush=True)
-        right = await asyncio.gather(*map(undisturbed, questions))
-        if broken := [one.error or "no end" for one in right if one.error or one.finish is None]:
-            raise MeasuringError(f"{len(broken)} of them fail on a whole cluster: {broken[0]}")
+        right = await undisturbed(client, questions, options.concurrency)
         patience = max(one.silence_s for one in right) + options.slack
         print(f"the longest silence was {patience - options.slack:.1f} s", flush=True)
         asked: list[Asked] = []

@@ -13,13 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from loadtest.command import free_port
+
 START_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def postgres_programs() -> Path | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from loadtest.command import MeasuringError
 from loadtest.questions import Question
 
 
@@ -29,6 +32,21 @@ class Streamed:
     @property
     def said(self) -> tuple[str, str, str | None]:
         return self.reasoning, self.content, self.finish
+
+
+async def undisturbed(client: httpx.AsyncClient, questions: Sequence[Question], concurrency: int) -> list[Streamed]:
+    """What each question's stream brings while nothing happens to the system. Raises `MeasuringError` if one fails."""
+    places = asyncio.Semaphore(concurrency)
+
+    async def one(question: Question) -> Streamed:
+        async with places:
+            return await stream(client, question)
+
+    print(f"{len(questions)} questions, undisturbed ...", flush=True)
+    right = await asyncio.gather(*map(one, questions))
+    if broken := [one.error or "no end" for one in right if one.error or one.finish is None]:
+        raise MeasuringError(f"{len(broken)} of them fail on an undisturbed system: {broken[0]}")
+    return right
 
 
 async def stream(client: httpx.AsyncClient, question: Question) -> Streamed:
