@@ -39,6 +39,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
         patience_s={model: config.limits.patience_s for model in MODELS if config.routing.impatient(model)},
         body_bytes=config.limits.body_bytes,
         messages=config.limits.messages,
+        max_requests=config.max_requests,
         access=config.access.settings(max_waiting=config.limits.max_waiting, max_wait_s=config.limits.max_wait_s),
         shadow=Shadow(config.shadow.share, config.shadow.idle),
         defaults=Defaults(
@@ -51,7 +52,6 @@ def application(args: dict[str, Any], engine: type) -> Application:
             step_tokens=config.limits.step_tokens,
             deadline_s=config.limits.deadline_s,
             dispensable=config.routing.dispensable,
-            max_requests=config.max_requests,
             warm_up_tokens=config.limits.warm_up_tokens,
             target=config.routing.target,
         ),

@@ -53,6 +53,7 @@ class Settings:
     patience_s: Mapping[Model, float]
     body_bytes: int
     messages: int
+    max_requests: int
     access: Access
     shadow: Shadow
     defaults: Defaults
@@ -88,7 +89,7 @@ def ingress(settings: Settings) -> type:
         def __init__(self, settings: Settings, small: DeploymentHandle, large: DeploymentHandle) -> None:
             handles: dict[Model, DeploymentHandle] = {"small": small, "large": large}
             write_requests_to(get_serve_logs_dir(), serve.get_replica_context().replica_id.unique_id)
-            self.tenancy = Tenancy.open(settings.access, host=_http_host(), places=settings.defaults.max_requests)
+            self.tenancy = Tenancy.open(settings.access, host=_http_host(), places=settings.max_requests)
             pools = {
                 model: ServedPool(
                     model,

@@ -36,7 +36,6 @@ class Defaults:
     step_tokens: int
     deadline_s: float
     dispensable: frozenset[Model] = frozenset()
-    max_requests: int = 256
     warm_up_tokens: int | None = None
     target: Target | None = None
 
@@ -58,7 +57,6 @@ class StepRouter:
         self._vocabularies, self._pools, self._defaults = vocabularies, pools, defaults
         small, large = vocabularies["small"], vocabularies["large"]
         self._bridge: Bridge = bridge(small, large)
-        self._active = 0
         self._writers: Mapping[Model, Pool] = pools
         self.controller: Controller | None = None
         if defaults.target is not None:
@@ -95,15 +93,9 @@ class StepRouter:
 
     async def write(self, request: Request) -> AsyncGenerator[Event]:
         """See `router.request.Service`."""
-        if self._active >= self._defaults.max_requests:
-            raise Refusal("The server is busy; try again.", status=429, code="overloaded", retry_after_s=1.0)
-        self._active += 1
-        try:
-            async with aclosing(self.run(self.begin(request))) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._active -= 1
+        async with aclosing(self.run(self.begin(request))) as events:
+            async for event in events:
+                yield event
 
     async def run(self, page: Transcript) -> AsyncGenerator[Event]:
         """The events of a request that was begun."""
