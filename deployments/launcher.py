@@ -136,7 +136,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
 def _exposure(access: list[AccessConfig], config: dict[str, Any]) -> str | None:
     """What to say at the start of who may ask. Raises `StartError` if it would be strangers."""
     try:
-        return next((line for one in access if (line := check_exposure(one, config))), None)
+        return next((line for line in [check_exposure(one, config) for one in access] if line), None)
     except Exposed as error:
         raise StartError(str(error)) from None
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deployments import launcher
 from deployments.config import AccessConfig
@@ -87,3 +88,17 @@ def test_the_launcher_refuses_before_anything_runs(monkeypatch: pytest.MonkeyPat
     with pytest.raises(launcher.StartError, match="anyone could use a server on 0"):
         launcher.read_plan(pocket, host="0.0.0.0")
     assert "No keys" in str(launcher.read_plan(pocket).notice)
+
+
+def test_every_application_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GLIMPROUTER_DATABASE_URL", raising=False)
+    config = yaml.safe_load((Path(launcher.__file__).parent / "profiles" / "pocket.yaml").read_text())
+    (gated,) = config["applications"]
+    gated["args"]["access"] = {"behind_gateway": True}
+    config["applications"].append(
+        gated | {"name": "open", "route_prefix": "/open", "args": gated["args"] | {"access": {}}}
+    )
+    profile = tmp_path / "two.yaml"
+    profile.write_text(yaml.safe_dump(config))
+    with pytest.raises(launcher.StartError, match="anyone could use a server on 0"):
+        launcher.read_plan(profile, host="0.0.0.0")
