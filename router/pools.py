@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import (
     ActorDiedError,
@@ -30,9 +31,10 @@ from router.tracing import within
 
 logger = logging.getLogger("ray.serve")
 
-GONE = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, ObjectLostError, HopLost)
-"""What a caller sees when the replica that was writing, or what it had answered, is no more. What a replica raises
-arrives as a `RayTaskError` that is of its own type as well."""
+GONE = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, ObjectLostError, AioRpcError, HopLost)
+"""What a caller sees when the replica that was writing, or what it had answered, is no more: over gRPC
+`ActorUnavailableError`, or gRPC's own error where a stream breaks off. What a replica raises arrives as it is over
+gRPC, else as a `RayTaskError` that is of its own type as well."""
 
 PAUSE_S = 0.05
 """Before a lost hop is tried again; doubled each time, so that Serve can notice which replica is gone."""
@@ -97,16 +99,18 @@ class ServedPool:
                         hop = hop.after(chunk)
                         yield chunk if chunk.end is None else replace(chunk, end=replace(chunk.end, resumed=resumed))
                 return
-            except GONE as error:
+            except (*GONE, asyncio.CancelledError) as error:
+                if _leaving():
+                    raise
                 resumed += 1
                 logger.warning("%s hop of %s lost (%s)", self._model, hop.request, type(error).__name__)
                 if resumed >= self._attempts:
                     raise Unavailable(self._model) from error
                 watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
                 await asyncio.sleep(PAUSE_S * 2**resumed)
-            except RayTaskError as error:
-                # The exception a replica raised arrives wrapped; its cause is the one that was meant.
-                raise _told(error.cause, self._model) from error
+            except (RayTaskError, StrangePair) as error:
+                # Where the exception a replica raised arrives wrapped, its cause is the one that was meant.
+                raise _told(getattr(error, "cause", error), self._model) from error
             except BackPressureError as error:
                 message = f"The {self._model} model is overloaded."
                 raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
@@ -183,6 +187,13 @@ class ServedPool:
                 response.cancel()
                 raise
             yield chunk
+
+
+def _leaving() -> bool:
+    """Whether this task was cancelled itself. If not, it was a replica that had to stop: over gRPC it hands on that it
+    was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _told(cause: BaseException | None, model: Model) -> Exception:

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.serve._private.common import DeploymentStatus
 from ray.serve.exceptions import BackPressureError
@@ -19,7 +21,7 @@ from router.pools import ServedPool
 from router.request import Refusal, Sampling
 
 
-def raised(error: Exception) -> Exception:
+def raised(error: BaseException) -> Exception:
     """As it comes out of a handle when a replica raises it."""
     return RayTaskError("write", "traceback", error).as_instanceof_cause()
 
@@ -29,6 +31,10 @@ LOST = [
     ActorUnavailableError("gone", None),
     ObjectLostError("00" * 28, None, ""),
     raised(HopLost("engine died")),
+    # Over gRPC what a replica raises arrives as it is, also that it was cancelled because it had to stop.
+    HopLost("engine died"),
+    asyncio.CancelledError(),
+    AioRpcError(StatusCode.UNKNOWN, Metadata(), Metadata(), details="Stream removed"),
 ]
 lost = pytest.mark.parametrize("error", LOST, ids=[type(e).__name__ for e in LOST])
 
@@ -80,7 +86,7 @@ class Handle:
         return self
 
 
-def replica(*, size: int = 3, lives: int | None = None, error: Exception | None = None):  # type: ignore[no-untyped-def]
+def replica(*, size: int = 3, lives: int | None = None, error: BaseException | None = None):  # type: ignore[no-untyped-def]
     """Writes as the toy model does, and raises `error` after `lives` chunks. A plain call gets one chunk."""
 
     async def write(hop: Hop) -> AsyncGenerator[Chunk]:
@@ -134,7 +140,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @lost
-async def test_a_lost_replicas_hop_goes_on_from_what_was_passed_on(error: Exception) -> None:
+async def test_a_lost_replicas_hop_goes_on_from_what_was_passed_on(error: BaseException) -> None:
     """Design rule 9."""
     whole = await written(Handle(replica()), hop())
     assert len(whole) > 3, "the test needs a hop of several chunks"
@@ -148,7 +154,7 @@ async def test_a_lost_replicas_hop_goes_on_from_what_was_passed_on(error: Except
 
 
 @lost
-async def test_a_plain_call_is_sent_again_whole(error: Exception) -> None:
+async def test_a_plain_call_is_sent_again_whole(error: BaseException) -> None:
     handle = Handle(replica(lives=0, error=error), replica())
     told = await written(handle, hop(streaming=False))
     assert ids(told) == ids(await written(Handle(replica()), hop()))
@@ -157,7 +163,7 @@ async def test_a_plain_call_is_sent_again_whole(error: Exception) -> None:
 
 @lost
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_it_gives_up_after_so_many_replicas(error: Exception, streaming: bool) -> None:
+async def test_it_gives_up_after_so_many_replicas(error: BaseException, streaming: bool) -> None:
     handle = Handle(replica(lives=0, error=error))
     with pytest.raises(Refusal) as refused:
         await written(handle, hop(streaming=streaming), attempts=3)
@@ -166,9 +172,10 @@ async def test_it_gives_up_after_so_many_replicas(error: Exception, streaming: b
     assert len(handle.hops) == 3
 
 
+@pytest.mark.parametrize("error", [raised(StrangePair("another")), StrangePair("another")], ids=["wrapped", "plain"])
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_a_pair_that_changed_is_told_and_not_retried(streaming: bool) -> None:
-    handle = Handle(replica(lives=0, error=raised(StrangePair("another"))))
+async def test_a_pair_that_changed_is_told_and_not_retried(error: Exception, streaming: bool) -> None:
+    handle = Handle(replica(lives=0, error=error))
     with pytest.raises(Refusal) as refused:
         await written(handle, hop(streaming=streaming))
     assert (refused.value.status, refused.value.code) == (503, "pair_changed")
@@ -182,7 +189,7 @@ async def test_full_queues_are_told() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), TimeoutError("in the replica")])
-async def test_a_replicas_bug_is_no_refusal(error: Exception) -> None:
+async def test_a_replicas_bug_is_no_refusal(error: BaseException) -> None:
     handle = Handle(replica(lives=1, error=raised(error)))
     with pytest.raises(RuntimeError, match="small pool failed"):
         await written(handle, hop())
