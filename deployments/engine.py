@@ -43,6 +43,10 @@ logger = logging.getLogger("ray.serve")
 COALESCE_S = 0.025
 """Tokens of a streamed hop are sent together over this many seconds: one message a token costs most of the rate."""
 
+MESSAGES_PER_S = 200
+"""Of all streams of a replica together: with many, each waits longer between its messages, and the cores that they
+would cost go to the tokens."""
+
 HEARTBEAT_S = 0.1
 """How often the engine core is checked on; a dead one takes its replica with it."""
 
@@ -96,7 +100,7 @@ class Engine:
         # Reading ahead must never make a live hop wait for its place in the batch.
         self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
         self._places = pool.max_ongoing_requests
-        self._hops = 0
+        self._hops = self._streams = 0
         self._generated: OrderedDict[str, int] = OrderedDict()
         await self._warm_up()
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
@@ -104,16 +108,20 @@ class Engine:
     async def write(self, hop: Hop) -> Chunk:
         """A hop in one piece."""
         last = Chunk()
-        async with aclosing(self._drive(hop, coalesce_s=None)) as chunks:
+        async with aclosing(self._drive(hop)) as chunks:
             async for chunk in chunks:
                 last = chunk
         return last
 
     async def stream(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        """A hop in chunks, at most one every 25 ms."""
-        async with aclosing(self._drive(hop, coalesce_s=COALESCE_S)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        """A hop in chunks: the first token at once, then one every 25 ms or more."""
+        self._streams += 1
+        try:
+            async with aclosing(self._drive(hop, streaming=True)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._streams -= 1
 
     async def prefill(self, hop: Hop) -> int:
         """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work.
@@ -163,7 +171,7 @@ class Engine:
     async def check_health(self) -> None:
         await self._engine.check_health()
 
-    async def _drive(self, hop: Hop, *, coalesce_s: float | None) -> AsyncGenerator[Chunk]:
+    async def _drive(self, hop: Hop, *, streaming: bool = False) -> AsyncGenerator[Chunk]:
         if hop.pair != self._pair:
             raise StrangePair(f"this {self._role} replica serves pair {self._pair}, the hop began on {hop.pair}")
         began = time.perf_counter()
@@ -189,7 +197,7 @@ class Engine:
                             # The last output then tells how much was generated past the end.
                             await self._engine.abort(output.request_id)
                     now = time.perf_counter()
-                    if run.ending is None and coalesce_s is not None and now - flushed >= coalesce_s:
+                    if streaming and run.ending is None and now - flushed >= coalesced_s(self._streams):
                         flushed = now
                         yield run.drain(cached_tokens=cached)
         end = End(
@@ -271,7 +279,7 @@ class Engine:
                 tokens=8,
                 request="warm-up",
             )
-            async with aclosing(self._drive(hop, coalesce_s=None)) as chunks:
+            async with aclosing(self._drive(hop)) as chunks:
                 async for _ in chunks:
                     pass
         await self._engine.reset_prefix_cache()
@@ -309,6 +317,11 @@ def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
     sampled, rank = logprobs.token_ids[first], logprobs.ranks[first]
     extra = sampled in logprobs.token_ids[first + 1 : end] or (rank is not None and rank > TOP)
     return logprobs.logprobs[first + extra : end]
+
+
+def coalesced_s(streams: int) -> float:
+    """Seconds between two messages of one stream, where a replica has so many."""
+    return max(COALESCE_S, streams / MESSAGES_PER_S)
 
 
 def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
