@@ -49,6 +49,11 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_process_group_cleanup_enabled": "1",
     # Serve writes its log files anyway; a second copy of each line costs time on every request.
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Between proxy, router and engines: gRPC without a thread to switch to at either end costs half of what actor calls
+    # do. User code is asynchronous, so it may share Serve's own event loop.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # Ray would run the replicas behind everything else on the machine (nice 15), the senders of their requests too.
     "RAY_worker_niceness": "0",
     # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.
