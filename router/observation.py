@@ -50,8 +50,8 @@ def shows_text() -> bool:
 class Observation:
     """One request, as far as it has come.
 
-    began: seconds of the performance counter. threshold: the last gate, in nats. hop_steps: those of the hop under
-    way. traced: whether it has spans.
+    caller: the tenant whose key came with it. began: seconds of the performance counter. threshold: the last gate, in
+    nats. hop_steps: those of the hop under way. traced: whether it has spans.
     """
 
     span: Span
@@ -59,6 +59,7 @@ class Observation:
     request_id: str
     operation: str
     began: float = field(default_factory=time.perf_counter)
+    caller: str | None = None
     request: Request | None = None
     pair: str = ""
     status: int | None = None
@@ -92,7 +93,11 @@ class Observation:
 
     @property
     def tenant(self) -> str:
-        return metrics().tenant(self.request.tenant or "anonymous") if self.request else "unknown"
+        return "unknown" if self._tenant is None else metrics().tenant(self._tenant or "anonymous")
+
+    @property
+    def _tenant(self) -> str | None:
+        return self.request.tenant if self.request else self.caller
 
     @property
     def code(self) -> int:
@@ -146,7 +151,7 @@ class Observation:
         told: dict[str, Any] = {
             "trace_id": self.trace_id,
             "request_id": self.request_id,
-            "tenant": self.request.tenant if self.request else None,
+            "tenant": self._tenant,
             "model": self.model,
             "code": code,
             "error": self.refusal.code if self.refusal else None,
@@ -204,6 +209,12 @@ class Observation:
 
 
 current: ContextVar[Observation | None] = ContextVar("observation", default=None)
+
+
+def known(tenant: str) -> None:
+    """Tells the request's observation whose it is."""
+    if (seen := current.get()) is not None:
+        seen.caller = tenant
 
 
 def refused(refusal: Refusal) -> None:

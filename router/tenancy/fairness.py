@@ -88,7 +88,7 @@ class FairQueue:
                 await turn.come
         except TimeoutError:
             self._leave(turn)
-            raise _busy() from None
+            raise busy() from None
         except BaseException:
             self._leave(turn)
             raise
@@ -96,6 +96,19 @@ class FairQueue:
             yield turn
         finally:
             self._end(turn)
+
+    def refuses(self, tenant: str, priority: PriorityClass = "normal", weight: float = 1.0) -> bool:
+        """Whether a request of the tenant's would be refused at once, if it came now. Whoever asks first is spared
+        what it takes to read one."""
+        if self.running < self._places or self.waiting < self._room:
+            return False
+        rank = RANK[priority]
+        lowest = self._lowest()
+        if lowest != rank:
+            return lowest < rank
+        own = self._shares[rank].get(tenant)
+        others = (len(one.waiting) / one.weight for one in self._shares[rank].values() if one is not own)
+        return (len(own.waiting) + 1 if own else 1) / weight > max(others, default=0.0)
 
     def _join(self, rank: int, tenant: str, weight: float) -> Turn:
         share = self._share(rank, tenant)
@@ -149,12 +162,16 @@ class FairQueue:
         return rank * SPREAD + min(SPREAD - 1, max(0, int(ahead)))
 
     def _refuse_one(self) -> None:
-        shares = next(shares for shares in reversed(self._shares) if any(one.waiting for one in shares.values()))
-        crowd = max(shares.values(), key=lambda one: len(one.waiting) / one.weight)
+        crowd = max(self._shares[self._lowest()].values(), key=lambda one: len(one.waiting) / one.weight)
         turn = crowd.waiting.pop()
         self.waiting -= 1
         if not turn.come.done():
-            turn.come.set_exception(_busy())
+            turn.come.set_exception(busy())
+
+    def _lowest(self) -> int:
+        """The lowest class in which somebody waits; -1: nobody does."""
+        waiting = (rank for rank, shares in enumerate(self._shares) if any(one.waiting for one in shares.values()))
+        return max(waiting, default=-1)
 
     def _leave(self, turn: Turn) -> None:
         if turn in turn.share.waiting:
@@ -179,5 +196,6 @@ class FairQueue:
             self._next()
 
 
-def _busy() -> Refusal:
+def busy() -> Refusal:
+    """Of a request that finds no place."""
     return Refusal("The server is busy; try again.", status=429, code="overloaded", retry_after_s=1.0)

@@ -16,11 +16,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.api import errors
-from router.observation import refused
+from router.observation import OPERATIONS, known, refused
 from router.request import Refusal
 from router.tenancy import keys
 from router.tenancy.database import DatabaseError
 from router.tenancy.directory import Directory, Key
+from router.tenancy.fairness import busy
 from router.tenancy.tenant import ANYONE, Caller, Policy
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class Gate:
         admin_key: str | None = None,
         cache_s: float = 5.0,
         count: Callable[[Caller, bool], Awaitable[None]] | None = None,
+        crowded: Callable[[Caller], bool] = lambda _caller: False,
     ) -> None:
-        self._directory, self._cache_s, self._count = directory, cache_s, count
+        self._directory, self._cache_s, self._count, self._crowded = directory, cache_s, count, crowded
         self._admin_digest = keys.digest(admin_key) if admin_key else None
         self._remembered: OrderedDict[str, Remembered] = OrderedDict()
 
@@ -75,9 +77,12 @@ class Gate:
         return await self.identify(_bearer(scope))
 
     async def count(self, caller: Caller, scope: Scope) -> None:
-        """Count a caller's request. Raises a `Refusal` if it has no more left."""
+        """Count a caller's request. Raises a `Refusal` if it has no more left, or the request would find no place."""
+        crowded = get_route_path(scope) in OPERATIONS and self._crowded(caller)
         if self._count is not None and caller is not ANYONE:
-            await self._count(caller, scope["method"] == "POST")
+            await self._count(caller, scope["method"] == "POST" and not crowded)
+        if crowded:
+            raise busy()
 
     async def identify(self, text: str | None) -> Caller:
         """The caller with that key. Raises a `Refusal`."""
@@ -138,6 +143,7 @@ class Guard:
 
         try:
             caller = await gate.admit(scope)
+            known(caller.tenant)
             await gate.count(caller, scope)
         except Refusal as refusal:
             refused(refusal)

@@ -53,13 +53,23 @@ class Tenancy:
         """
         limits = Limits(access.redis_url, down=access.redis_down)
         queue = FairQueue(places, access.max_waiting, access.max_wait_s)
+
+        def crowded(caller: Caller) -> bool:
+            return queue.refuses(caller.tenant, caller.policy.priority, caller.policy.weight)
+
         if access.database_url is None:
             if not (access.behind_gateway or host is None or loopback(host)):
                 raise PermissionError(f"without keys, anyone could use a server on {host}: set {DATABASE_URL}")
-            return cls(Gate(None, admin_key=admin_key()), limits, queue, access.prices)
+            return cls(Gate(None, admin_key=admin_key(), crowded=crowded), limits, queue, access.prices)
         engine = connect(access.database_url)
         upgrade(engine)
-        gate = Gate(Directory(engine), admin_key=admin_key(), cache_s=access.key_cache_s, count=limits.request)
+        gate = Gate(
+            Directory(engine),
+            admin_key=admin_key(),
+            cache_s=access.key_cache_s,
+            count=limits.request,
+            crowded=crowded,
+        )
         ledger, journal = Ledger(engine), Journal(access.journal_folder)
         # A delivery may take a moment beside the wait for it.
         budgets = Budgets(ledger, lag_s=3 * access.delivery_s + 1)

@@ -120,6 +120,35 @@ async def test_when_nobody_else_can_wait_the_crowd_gives_way() -> None:
     assert sum(tenant != "crowd" for tenant in order) == 5
 
 
+CLASSES = ["high", "normal", "low"]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(CLASSES), st.sampled_from([0.5, 1.0])), max_size=30),
+    st.integers(0, 4),
+)
+def test_who_will_be_refused_can_be_told_beforehand(asked: list[tuple[str, str, float]], room: int) -> None:
+    async def run() -> None:
+        queue, done = FairQueue(2, room, 600), asyncio.Event()
+
+        async def one(turn: tuple[str, str, float]) -> None:
+            async with queue.turn(*turn):  # type: ignore[arg-type]
+                await done.wait()
+
+        tasks = []
+        for turn in asked:
+            expected = queue.refuses(*turn)  # type: ignore[arg-type]
+            tasks.append(asyncio.create_task(one(turn)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert tasks[-1].done() == expected
+        done.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 async def test_who_waits_too_long_is_told_to_come_again() -> None:
     queue = FairQueue(1, 10, 0.02)
     async with queue.turn("a"):
@@ -159,9 +188,7 @@ async def test_priorities_for_the_engines_tell_class_and_share() -> None:
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["high", "normal", "low"]), st.booleans()), max_size=40)
-)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(CLASSES), st.booleans()), max_size=40))
 def test_places_are_never_lost_nor_given_twice(asked: list[tuple[str, str, bool]]) -> None:
     async def run() -> None:
         queue, most, running = FairQueue(2, 6, 600), 0, 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -151,6 +152,30 @@ async def test_a_callers_standing_is_on_every_response_of_its(service: Any, dire
             told.append((reply.status_code, reply.headers["x-ratelimit-remaining-requests"]))
             assert ("retry-after" in reply.headers) == (reply.status_code == 429)
     assert told == [(200, "2"), (200, "1"), (400, "0"), (429, "0"), (200, "0"), (404, "0")]
+
+
+async def test_whoever_finds_no_place_is_told_before_its_body_is_read(service: Any, directory: Directory) -> None:
+    key = directory.create_key("acme")
+    directory.put_tenant("acme", {"requests_per_minute": 3})
+    gate = Gate(directory, count=Limits().request, crowded=lambda caller: caller.tenant == "acme")
+    app = build(lambda: service, gate=lambda: gate)
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield json.dumps(CHAT).encode()
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://router", headers=bearer(key.text)
+    ) as client:
+        reply = await client.post("/v1/chat/completions", content=body())
+        assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
+        assert reply.headers["retry-after"] == "1"
+        assert read == 0
+        # It had nothing, so it costs none of the tenant's requests a minute.
+        assert reply.headers["x-ratelimit-remaining-requests"] == "3"
+        assert (await client.get("/v1/models")).status_code == 200
 
 
 async def test_admin_paths_want_the_admin_key(client: httpx.AsyncClient, directory: Directory) -> None:
