@@ -1,6 +1,6 @@
 """One vLLM engine in a Serve replica; both pools are made of these.
 
-A hop comes in as token IDs and goes out as token IDs, whole (`write`) or in chunks coalesced over time (`stream`).
+A hop comes in as token IDs and goes out as token IDs, whole or in chunks coalesced over time.
 Which steps to write is decided here, token by token, by `router.hop.Run`; this file drives the engine for it.
 """
 
@@ -34,6 +34,7 @@ from deployments.config import PoolConfig, is_cpu_build
 from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
+from router.pulse import beating
 from router.request import Model, Sampling
 from router.steps import Mark
 from router.vocabulary import Vocabulary
@@ -105,23 +106,16 @@ class Engine:
         await self._warm_up()
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
 
-    async def write(self, hop: Hop) -> Chunk:
-        """A hop in one piece."""
-        last = Chunk()
-        async with aclosing(self._drive(hop)) as chunks:
-            async for chunk in chunks:
-                last = chunk
-        return last
-
-    async def stream(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        """A hop in chunks: the first token at once, then one every 25 ms or more."""
-        self._streams += 1
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        """A hop in one piece, or, if it streams, in chunks: the first token at once, then one every 25 ms or more.
+        Between them, signs of life."""
+        self._streams += hop.streaming
         try:
-            async with aclosing(self._drive(hop, streaming=True)) as chunks:
+            async with aclosing(beating(self._drive(hop))) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            self._streams -= 1
+            self._streams -= hop.streaming
 
     async def prefill(self, hop: Hop) -> int:
         """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work.
@@ -171,7 +165,7 @@ class Engine:
     async def check_health(self) -> None:
         await self._engine.check_health()
 
-    async def _drive(self, hop: Hop, *, streaming: bool = False) -> AsyncGenerator[Chunk]:
+    async def _drive(self, hop: Hop) -> AsyncGenerator[Chunk]:
         if hop.pair != self._pair:
             raise StrangePair(f"this {self._role} replica serves pair {self._pair}, the hop began on {hop.pair}")
         began = time.perf_counter()
@@ -197,7 +191,7 @@ class Engine:
                             # The last output then tells how much was generated past the end.
                             await self._engine.abort(output.request_id)
                     now = time.perf_counter()
-                    if streaming and run.ending is None and now - flushed >= coalesced_s(self._streams):
+                    if hop.streaming and run.ending is None and now - flushed >= coalesced_s(self._streams):
                         flushed = now
                         yield run.drain(cached_tokens=cached)
         end = End(

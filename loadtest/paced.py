@@ -19,6 +19,7 @@ from ray.serve import Application
 from deployments.app import application
 from deployments.config import PoolConfig
 from router.hop import Chunk, End, Ending, Hop, Run
+from router.pulse import beating
 from router.request import Model
 from router.steps import Marks
 from router.vocabulary import Vocabulary
@@ -84,15 +85,9 @@ class Paced:
         self._token_s = float(os.environ["PACED_TOKEN_MS"]) / 1000.0
         self._replica = serve.get_replica_context().replica_id.unique_id
 
-    async def write(self, hop: Hop) -> Chunk:
-        last = Chunk()
-        async with aclosing(drive(hop, self._marks, self._script, self._token_s, chunked=False)) as chunks:
-            async for chunk in chunks:
-                last = chunk
-        return last
-
-    async def stream(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        async with aclosing(drive(hop, self._marks, self._script, self._token_s, chunked=True)) as chunks:
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        written = drive(hop, self._marks, self._script, self._token_s, chunked=hop.streaming)
+        async with aclosing(beating(written)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

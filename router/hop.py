@@ -156,6 +156,10 @@ class Chunk:
     end: End | None = None
 
 
+PULSE = Chunk()
+"""Says only that the replica lives which writes the hop."""
+
+
 class Run:
     """One hop as it is being written.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -24,7 +25,8 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from router.hop import LAST, Chunk, Hop, HopLost, StrangePair
+from router.hop import LAST, PULSE, Chunk, Hop, HopLost, StrangePair
+from router.pulse import SILENT_S
 from router.request import Model, Refusal, Unavailable
 from router.telemetry import Watch
 from router.tracing import within
@@ -160,33 +162,29 @@ class ServedPool:
         return self._handle.options(session_id=hop.conversation or hop.request)
 
     async def _attempt(self, hop: Hop, deadline: float) -> AsyncGenerator[Chunk]:
-        handle = self._of(hop)
-        left = deadline - time.monotonic()
-        if hop.streaming or self._patience_s is not None:
-            with within(hop.trace):
-                chunks = handle.options(stream=True).stream.remote(hop)
-            patience = left if self._patience_s is None else min(left, self._patience_s)
-            try:
-                while True:
-                    async with asyncio.timeout(patience):
+        with within(hop.trace):
+            chunks = self._of(hop).options(stream=True).write.remote(hop)
+        patient = math.inf if self._patience_s is None else time.monotonic() + self._patience_s
+        silent = math.inf
+        try:
+            while True:
+                until = min(deadline, patient, silent)
+                try:
+                    async with asyncio.timeout(until - time.monotonic()):
                         chunk = await anext(chunks, None)
-                    if chunk is None:
-                        return
+                except TimeoutError as error:
+                    if until == silent:
+                        raise HopLost(f"a {self._model} replica fell silent") from error
+                    raise
+                if chunk is None:
+                    return
+                silent = time.monotonic() + SILENT_S
+                if chunk != PULSE:
+                    patient = math.inf
                     yield chunk
-                    patience = deadline - time.monotonic()
-            finally:
-                # Leaving the loop does not stop the replica; this does, and costs nothing once it is done.
-                chunks.cancel()
-        else:
-            with within(hop.trace):
-                response = handle.write.remote(hop)
-            try:
-                async with asyncio.timeout(left):
-                    chunk = await response
-            except BaseException:
-                response.cancel()
-                raise
-            yield chunk
+        finally:
+            # Leaving the loop does not stop the replica; this does, and costs nothing once it is done.
+            chunks.cancel()
 
 
 def _leaving() -> bool:

@@ -115,6 +115,11 @@ async def test_the_share_of_the_large_model_is_bounded(client: httpx.AsyncClient
     assert spent > 0
 
 
+async def written(system: System, model: str, hop: Hop) -> Chunk:
+    """A hop in one piece."""
+    return [chunk async for chunk in system.handle(model).options(stream=True).write.remote(hop)][-1]
+
+
 async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
     """Design rule 1."""
     hop = Hop(
@@ -125,7 +130,7 @@ async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
         tokens=4,
     )
     with pytest.raises(StrangePair, match="0123456789abcdef"):
-        await system.handle("small").write.remote(hop)
+        await written(system, "small", hop)
 
 
 async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system: System) -> None:
@@ -142,7 +147,7 @@ async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system
             self.model = model
 
         async def write(self, hop: Hop):  # type: ignore[no-untyped-def]
-            chunk = await system.handle(self.model).write.remote(hop)
+            chunk = await written(system, self.model, hop)
             hops.append((self.model, hop, chunk))
             yield chunk
 
@@ -161,5 +166,5 @@ async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system
             pass
     assert len(hops) > 20
     for model, hop, chunk in hops:
-        again = await system.handle(model).write.remote(hop)
+        again = await written(system, model, hop)
         assert (again.thought, again.answer) == (chunk.thought, chunk.answer)

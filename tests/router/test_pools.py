@@ -16,9 +16,9 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 from toy import ToyModel, chunks
 
 from router import pools
-from router.hop import Chunk, Hop, HopLost, StrangePair, unpack
+from router.hop import PULSE, Chunk, Hop, HopLost, StrangePair, unpack
 from router.pools import ServedPool
-from router.request import Refusal, Sampling
+from router.request import Refusal, Sampling, Unavailable
 
 
 def raised(error: BaseException) -> Exception:
@@ -40,7 +40,7 @@ lost = pytest.mark.parametrize("error", LOST, ids=[type(e).__name__ for e in LOS
 
 
 class Response:
-    """Of one call: awaited where it is plain, iterated where it streams."""
+    """Of one call: awaited where it answers at once, iterated where it writes a hop."""
 
     def __init__(self, script: AsyncGenerator[Chunk]) -> None:
         self._script, self.cancelled = script, 0
@@ -79,7 +79,7 @@ class Handle:
         self.scripts = scripts
         self.hops: list[Hop] = []
         self.responses: list[Response] = []
-        self.write = self.stream = self.describe = Method(self)
+        self.write = self.describe = Method(self)
         self.app_name, self.deployment_name = "glimpse", "large"
 
     def options(self, **_options: object) -> "Handle":
@@ -204,6 +204,65 @@ async def test_the_deadline_ends_a_hop_and_frees_its_replica(streaming: bool) ->
     assert (refused.value.status, refused.value.code) == (504, "deadline")
     assert time.monotonic() - began < 10
     assert handle.responses[0].cancelled == 1
+
+
+async def test_a_replica_that_falls_silent_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SILENT_S", 0.05)
+    whole = await written(Handle(replica()), hop())
+
+    async def frozen(hop: Hop) -> AsyncGenerator[Chunk]:
+        yield PULSE
+        yield whole[0]
+        await asyncio.sleep(60)
+
+    handle = Handle(frozen, replica())
+    told = await written(handle, hop())
+    assert ids(told) == ids(whole)
+    assert told[-1].end.resumed == 1
+    assert handle.responses[0].cancelled == 1
+
+
+async def test_one_that_has_nothing_to_tell_but_lives_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SILENT_S", 0.2)
+
+    async def slow(hop: Hop) -> AsyncGenerator[Chunk]:
+        for _ in range(6):
+            yield PULSE
+            await asyncio.sleep(0.05)
+        async for chunk in replica()(hop):
+            yield chunk
+
+    handle = Handle(slow)
+    told = await written(handle, hop())
+    assert PULSE not in told
+    assert ids(told) == ids(await written(Handle(replica()), hop()))
+    assert len(handle.hops) == 1
+
+
+async def test_a_hop_that_waits_for_a_replica_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that wakes from zero says nothing either."""
+    monkeypatch.setattr(pools, "SILENT_S", 0.02)
+
+    async def wakes(hop: Hop) -> AsyncGenerator[Chunk]:
+        await asyncio.sleep(0.2)
+        async for chunk in replica()(hop):
+            yield chunk
+
+    handle = Handle(wakes)
+    assert await written(handle, hop())
+    assert len(handle.hops) == 1
+
+
+async def test_a_sign_of_life_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def queued(hop: Hop) -> AsyncGenerator[Chunk]:
+        while True:
+            yield PULSE
+            await asyncio.sleep(0.01)
+
+    pool = ServedPool("large", Handle(queued), attempts=3, patience_s=0.1)
+    with pytest.raises(Unavailable):
+        async for _ in pool.write(hop()):
+            pass
 
 
 async def test_the_deadline_counts_over_all_attempts() -> None:
