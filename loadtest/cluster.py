@@ -81,6 +81,8 @@ def spread_out(config: dict[str, Any], host: str, count: int) -> dict[str, Any]:
     for pool in POOLS:
         args[pool] = args[pool] | {"replicas": count, "cpus": 0.1, "resources": {f"{pool}_pool": 1}}
     args["router"] = args.get("router", {}) | {"cpus": 0.1, "resources": {"router_pool": 1}}
+    # The head's address is one of this machine's namespaces, which nobody else can reach.
+    args["access"] = args.get("access", {}) | {"behind_gateway": True}
     return config | {
         "applications": [application | {"args": args}, *others],
         "http_options": {"host": host, "port": HTTP_PORT},
