@@ -154,7 +154,9 @@ async def test_a_callers_standing_is_on_every_response_of_its(service: Any, dire
     assert told == [(200, "2"), (200, "1"), (400, "0"), (429, "0"), (200, "0"), (404, "0")]
 
 
-async def test_whoever_finds_no_place_is_told_before_its_body_is_read(service: Any, directory: Directory) -> None:
+async def test_whoever_finds_no_place_is_told_before_its_body_is_read(
+    service: Any, directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
     key = directory.create_key("acme")
     directory.put_tenant("acme", {"requests_per_minute": 3})
     gate = Gate(directory, count=Limits().request, crowded=lambda caller: caller.tenant == "acme")
@@ -169,8 +171,11 @@ async def test_whoever_finds_no_place_is_told_before_its_body_is_read(service: A
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://router", headers=bearer(key.text)
     ) as client:
-        reply = await client.post("/v1/chat/completions", content=body())
+        with caplog.at_level(logging.INFO, "glimprouter.requests"):
+            reply = await client.post("/v1/chat/completions", content=body())
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
+        line = next(json.loads(record.message) for record in caplog.records if record.name == "glimprouter.requests")
+        assert (line["tenant"], line["code"], line["error"]) == ("acme", 429, "overloaded")
         assert reply.headers["retry-after"] == "1"
         assert read == 0
         # It had nothing, so it costs none of the tenant's requests a minute.
