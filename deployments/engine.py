@@ -31,6 +31,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
+from deployments.logs import sheltered
 from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
@@ -51,7 +52,7 @@ would cost go to the tokens."""
 HEARTBEAT_S = 0.1
 """How often the engine core is checked on; a dead one takes its replica with it."""
 
-COUNTED = 10_000
+COUNTED = 4096
 """Requests whose tokens are remembered, for whoever checks the accounts."""
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
@@ -88,9 +89,10 @@ class Engine:
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._marks = Vocabulary.load(pool.path, revision=pool.revision, think_tags=think_tags).marks
         self._counts: list[TokenCount] = []
-        self._engine = AsyncLLM.from_engine_args(
-            engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
-        )
+        with sheltered():
+            self._engine = AsyncLLM.from_engine_args(
+                engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
+            )
         self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
         known = self._engine.model_config.get_vocab_size()
@@ -148,7 +150,7 @@ class Engine:
         }
 
     async def generated(self, requests: Sequence[str]) -> dict[str, int]:
-        """Tokens that this engine generated for each of these requests, kept or not; of the latest 10,000."""
+        """Tokens that this engine generated for each of these requests, kept or not; of the latest few thousand."""
         return {request: self._generated[request] for request in requests if request in self._generated}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
