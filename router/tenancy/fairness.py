@@ -100,19 +100,15 @@ class FairQueue:
     def refuses(self, tenant: str, priority: PriorityClass = "normal", weight: float = 1.0) -> bool:
         """Whether a request of the tenant's would be refused at once, if it came now. Whoever asks first is spared
         what it takes to read one."""
-        if self.running < self._places or self.waiting < self._room:
-            return False
-        rank = RANK[priority]
-        lowest = self._lowest()
-        if lowest != rank:
-            return lowest < rank
-        own = self._shares[rank].get(tenant)
-        others = (len(one.waiting) / one.weight for one in self._shares[rank].values() if one is not own)
-        return (len(own.waiting) + 1 if own else 1) / weight > max(others, default=0.0)
+        return self._full and self._is_crowd(RANK[priority], tenant, weight)
 
     def _join(self, rank: int, tenant: str, weight: float) -> Turn:
         share = self._share(rank, tenant)
         share.weight = weight
+        if self._full:
+            if self._is_crowd(rank, tenant, weight):
+                raise busy()
+            self._refuse_one()
         turn = Turn(rank, share, asyncio.get_running_loop().create_future())
         if not share.active:
             others = (one.time for one in self._shares[rank].values() if one.active)
@@ -121,8 +117,6 @@ class FairQueue:
         self.waiting += 1
         if self.running < self._places:
             self._next()
-        elif self.waiting > self._room:
-            self._refuse_one()
         return turn
 
     def _share(self, rank: int, tenant: str) -> Share:
@@ -161,7 +155,21 @@ class FairQueue:
         ahead = share.next - min(active, default=share.next)
         return rank * SPREAD + min(SPREAD - 1, max(0, int(ahead)))
 
+    @property
+    def _full(self) -> bool:
+        return self.running >= self._places and self.waiting >= self._room
+
+    def _is_crowd(self, rank: int, tenant: str, weight: float) -> bool:
+        """Whether the tenant, with one request more, would have the most waiting for its weight in the lowest class."""
+        lowest = self._lowest()
+        if lowest != rank:
+            return lowest < rank
+        own = self._shares[rank].get(tenant)
+        others = (len(one.waiting) / one.weight for one in self._shares[rank].values() if one is not own)
+        return (len(own.waiting) + 1 if own else 1) / weight > max(others, default=0.0)
+
     def _refuse_one(self) -> None:
+        """Of another tenant than the one that comes, which is not the crowd."""
         crowd = max(self._shares[self._lowest()].values(), key=lambda one: len(one.waiting) / one.weight)
         turn = crowd.waiting.pop()
         self.waiting -= 1
