@@ -58,13 +58,14 @@ def run(
     """Start the system on this machine and stay in the foreground; Ctrl-C stops everything it started."""
     parent = os.getppid()
     from deployments import launcher
+    from deployments.progress import StartError
 
     if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
         profile = named
     try:
         plan = launcher.read_plan(profile, host=host, port=port, verbose=verbose)
         launcher.check_port(plan.host, plan.port)
-    except launcher.StartError as error:
+    except StartError as error:
         raise _fail(error) from None
     raise typer.Exit(launcher.supervise(plan, parent if with_parent else None))
 
@@ -79,14 +80,15 @@ def rollout(
     old one, so there must be room for both, and requests end on the pair they began with.
     """
     from deployments import launcher
+    from deployments.progress import Console, StartError
     from deployments.rollout import roll_out
 
     if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
         profile = named
     try:
         plan = launcher.read_plan(profile)
-        roll_out(plan, launcher.Console(plan.started).say)
-    except launcher.StartError as error:
+        roll_out(plan, Console(plan.started).say)
+    except StartError as error:
         raise _fail(error) from None
 
 

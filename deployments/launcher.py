@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -26,7 +25,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from textwrap import shorten
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,6 +35,8 @@ from deployments import lifeline
 from deployments.config import AccessConfig, AppConfig, ConfigError
 from deployments.exposure import Exposed
 from deployments.exposure import check as check_exposure
+from deployments.first_question import ask_both
+from deployments.progress import Console, StartError, root_cause, wait_until_running
 from router import tracing
 
 ENVIRONMENT: dict[str, str] = {
@@ -65,15 +65,9 @@ ENVIRONMENT: dict[str, str] = {
 }
 
 HOST, PORT = "127.0.0.1", 8000
-START_S = 3600.0  # a 32B model from a slow disk or the hub takes its time; progress is shown all along
 STOP = signal.SIGUSR1  # from supervisor to starter; Ray answers SIGTERM with a stack trace while it starts
 STOP_S = 12.0  # for an orderly shutdown; what is not gone by then is killed
 HOPS_STORE_BYTES = 256 << 20  # hops are kilobytes, and a container's /dev/shm is often 64 MB
-QUESTION = "Tom has 3 boxes with 4 apples each. How many apples does he have?"
-
-
-class StartError(Exception):
-    """One line for the user: what is wrong, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -224,22 +218,6 @@ class Stop(BaseException):
     """The wish to stop, raised wherever the starter happens to be."""
 
 
-class Console:
-    """Progress lines with the seconds since the start."""
-
-    def __init__(self, started: float) -> None:
-        self.started = started
-        self.last = time.monotonic()
-
-    def say(self, line: str) -> None:
-        self.last = time.monotonic()
-        print(f"{time.time() - self.started:6.1f} s  {line}", flush=True)
-
-    @property
-    def silent_s(self) -> float:
-        return time.monotonic() - self.last
-
-
 def start(plan: Plan, logs: Path) -> NoReturn:
     """Brings the system up, says so, and stays until something stops it: `Stop` or `StartError`."""
     console = Console(plan.started)
@@ -289,109 +267,6 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     print(f"Metrics on http://127.0.0.1:{node['MetricsExportPort']}/metrics")
     print(f"Serving on {plan.url}", flush=True)
     stay(console, ours)
-
-
-def wait_until_running(console: Console) -> None:
-    """Returns once every application is running, and shows how they get there. Raises `StartError` if one fails."""
-    from ray import serve
-
-    until = time.monotonic() + START_S
-    told: dict[str, str] = {}
-    while True:
-        applications = serve.status().applications
-        waiting: list[str] = []
-        for name, application in applications.items():
-            if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                failed = (one for one in application.deployments.values() if "fail" in one.message.lower())
-                message = next((one.message for one in failed), application.message)
-                raise StartError(f"{name} did not start: {root_cause(message)}")
-            if not application.deployments:
-                waiting.append(f"{name} being built")
-            for deployment, overview in application.deployments.items():
-                state = "ready" if overview.status == "HEALTHY" else "starting"
-                if overview.message and state != "ready":
-                    state = f"starting: {shorten(root_cause(overview.message), 180, placeholder=' ...')}"
-                if told.get(deployment) != state:
-                    console.say(f"{deployment} {state}")
-                    told[deployment] = state
-                if state != "ready":
-                    waiting.append(deployment)
-        if applications and all(one.status == "RUNNING" for one in applications.values()):
-            return
-        if time.monotonic() > until:
-            raise StartError(f"not up after {START_S:.0f} s; still waiting for {', '.join(waiting)}")
-        if console.silent_s > 10:
-            console.say(f"... {', '.join(waiting) or 'nearly there'}")
-        time.sleep(0.25)
-
-
-def root_cause(message: str) -> str:
-    """The line of a traceback that says what happened."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Refusal)\b.*: ", line)]
-    return errors[-1] if errors else (lines[0] if lines else "no reason given")
-
-
-def ask_both(url: str) -> str:
-    """Has each model write something through the served stack. Returns a line about it; raises `StartError`."""
-    import httpx
-
-    key = os.environ.get("GLIMPROUTER_API_KEY")
-    asked = time.monotonic()
-    written = {"small": 0, "large": 0}
-    with httpx.Client(base_url=url, timeout=600, headers={"authorization": f"Bearer {key}"} if key else {}) as server:
-        for model in ("glimpse", *written):
-            if written.get(model):
-                continue
-            # A threshold of 0 escalates every step; who has not written after that is asked alone.
-            body = {
-                "model": model,
-                "messages": [{"role": "user", "content": QUESTION}],
-                "max_tokens": 64,
-                "temperature": 0,
-                "glimpse": {"include_steps": True} | ({"threshold": 0} if model == "glimpse" else {}),
-            }
-            reply = post(server, body)
-            if reply.status_code in (401, 403):
-                return "Not asked: the server wants a key (set GLIMPROUTER_API_KEY to have it tried)"
-            if reply.status_code != 200:
-                raise StartError(f"asked model `{model}`, the server answered {reply.status_code}: {said(reply.text)}")
-            answer = reply.json()
-            if model in written:
-                written[model] += answer["usage"]["completion_tokens"]
-            for step in (answer.get("glimpse") or {}).get("steps", ()) if model == "glimpse" else ():
-                written[step["model"]] += step["tokens"]
-    if idle := [model for model, tokens in written.items() if not tokens]:
-        raise StartError(f"asked, but model {' and '.join(idle)} wrote nothing")
-    counts = ", ".join(f"{model} wrote {tokens} tokens" for model, tokens in written.items())
-    return f"Asked a question: {counts} in {time.monotonic() - asked:.1f} s"
-
-
-def post(server: Any, body: Mapping[str, Any]) -> Any:
-    """Asks, and asks again while the proxy has not heard of the application's routes yet."""
-    import httpx
-
-    for patience in range(60, -1, -1):
-        try:
-            reply = server.post("/v1/chat/completions", json=body)
-        except httpx.ConnectError:
-            reply = None
-        except httpx.HTTPError as error:
-            raise StartError(f"asked a question, but no answer came back: {error!r}") from None
-        unknown = reply is not None and reply.status_code == 404 and '"error"' not in reply.text
-        if reply is not None and not unknown and (reply.status_code != 503 or not patience):
-            return reply
-        if not patience:
-            raise StartError("asked a question, but the server did not take it within 30 s")
-        time.sleep(0.5)
-
-
-def said(body: str) -> str:
-    """The message of an OpenAI error body, or the beginning of whatever it is."""
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(body.split())[:300]
 
 
 def stay(console: Console, ours: tuple[int, ...]) -> NoReturn:

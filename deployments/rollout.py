@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.config import AppConfig
-from deployments.launcher import Plan, StartError, root_cause
+from deployments.launcher import Plan
+from deployments.progress import StartError, root_cause
 
 APP = "deployments.app:build"
 DRAINED_S = 1.0

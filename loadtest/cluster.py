@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 from deployments import lifeline
-from deployments.launcher import ENVIRONMENT, Console, StartError, ask_both, wait_until_running
+from deployments.first_question import ask_both
+from deployments.launcher import ENVIRONMENT
+from deployments.progress import Console, StartError, wait_until_running
 from loadtest.chaos import POOLS
 from loadtest.command import MeasuringError
 from loadtest.namespaces import Machine, machines

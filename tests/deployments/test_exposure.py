@@ -9,6 +9,7 @@ import yaml
 from deployments import launcher
 from deployments.config import AccessConfig
 from deployments.exposure import Exposed, check
+from deployments.progress import StartError
 from router.tenancy.database import connect, upgrade
 from router.tenancy.directory import Directory
 from router.tenancy.settings import Access
@@ -85,7 +86,7 @@ def test_a_database_that_is_away_stops_the_start_without_telling_the_password() 
 def test_the_launcher_refuses_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIMPROUTER_DATABASE_URL", raising=False)
     pocket = Path(launcher.__file__).parent / "profiles" / "pocket.yaml"
-    with pytest.raises(launcher.StartError, match="anyone could use a server on 0"):
+    with pytest.raises(StartError, match="anyone could use a server on 0"):
         launcher.read_plan(pocket, host="0.0.0.0")
     assert "No keys" in str(launcher.read_plan(pocket).notice)
 
@@ -100,5 +101,5 @@ def test_every_application_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     profile = tmp_path / "two.yaml"
     profile.write_text(yaml.safe_dump(config))
-    with pytest.raises(launcher.StartError, match="anyone could use a server on 0"):
+    with pytest.raises(StartError, match="anyone could use a server on 0"):
         launcher.read_plan(profile, host="0.0.0.0")

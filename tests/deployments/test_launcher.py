@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from deployments import launcher
+from deployments.progress import StartError, root_cause
 
 GLIMPROUTER = [sys.executable, "-m", "deployments.cli"]
 
@@ -40,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_bad_profile_is_refused_in_one_line_that_names_it(text: str, says: str, tmp_path: Path) -> None:
     profile = tmp_path / "bad.yaml"
     profile.write_text(text)
-    with pytest.raises(launcher.StartError) as refused:
+    with pytest.raises(StartError) as refused:
         launcher.read_plan(profile)
     message = str(refused.value)
     assert message.startswith(f"{profile}: ")
@@ -91,13 +92,14 @@ def test_the_root_cause_of_a_traceback_is_its_last_error() -> None:
         'The deployment failed to start 3 times. Error:\nray::Replica()\n  File "x.py", line 1, in f\n'
         "KeyError: 'a'\n\nDuring handling of the above exception:\nRuntimeError: no folder /models/x\n"
     )
-    assert launcher.root_cause(message) == "RuntimeError: no folder /models/x"
-    assert launcher.root_cause("waiting for 1 CPU\nmore") == "waiting for 1 CPU"
+    assert root_cause(message) == "RuntimeError: no folder /models/x"
+    assert root_cause("waiting for 1 CPU\nmore") == "waiting for 1 CPU"
 
 
 SUPERVISOR = """
 import sys, subprocess
 from deployments import launcher
+from deployments.progress import StartError, root_cause
 real = subprocess.Popen
 # In the starter's place: a process that ignores SIGTERM, with an orphan in a session of its own.
 starter = '''

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from deployments import launcher, rollout
+from deployments.progress import StartError
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "deployments" / "profiles" / "pocket.yaml"
@@ -83,10 +84,10 @@ def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(name: str, say: rollout.Say) -> None:
-        raise launcher.StartError("no GPU")
+        raise StartError("no GPU")
 
     monkeypatch.setattr(rollout, "_wait_until_running", fails)
-    with pytest.raises(launcher.StartError, match="no GPU"):
+    with pytest.raises(StartError, match="no GPU"):
         rollout.roll_out(launcher.read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
     assert cluster.deployed[-1] == [("glimpse", "/")]
 
@@ -94,5 +95,5 @@ def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
 @pytest.mark.parametrize("bad", [{"threshold": -1}, {"thresold": 1}, {"answer_by": "both"}])
 def test_a_bad_user_config_is_one_line_that_names_the_field(tmp_path: Path, bad: dict[str, Any]) -> None:
     tuned = {"deployments": [{"name": "router", "user_config": bad}]}
-    with pytest.raises(launcher.StartError, match=rf"router: user_config\.{next(iter(bad))}: "):
+    with pytest.raises(StartError, match=rf"router: user_config\.{next(iter(bad))}: "):
         launcher.read_plan(profile(tmp_path, application=tuned))
