@@ -8,9 +8,9 @@ with the logprobs that the gate needs. `hop`: such runs asked of a pool over its
 over HTTP, in which a large step follows every run. With --paced, which has no engine to try by itself, a stand-in
 (loadtest/paced.py) writes the steps.
 
-CPU time is that of all processes but the one that computes the forward pass; in `stack` this process, which only
-plays the clients, is left out as well. An engine core that waits for its worker spins, and counts. Steps are cut at
---step-tokens, so that a model which reads a prefix beyond its training still writes steps of a known length.
+CPU time is that of all processes without the forward passes (loadtest/timed_worker.py); in `stack` this process, which
+only plays the clients, is left out as well. Sampling counts. Steps are cut at --step-tokens, so that a model which
+reads a prefix beyond its training still writes steps of a known length.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -36,6 +37,8 @@ import yaml
 from deployments.config import AppConfig
 from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
 from loadtest.engines import settings_of
+from loadtest.forward import FOLDER, forward_s
+from loadtest.paced import stand_in
 from loadtest.processes import CpuTime
 from loadtest.questions import generated
 from loadtest.table import table
@@ -44,7 +47,7 @@ from router.request import Sampling
 from router.vocabulary import Vocabulary
 
 LAYERS = ("engine", "hop", "stack")
-FORWARD = "engine worker"
+FORWARD = "forward pass"
 EASY_STEPS = 4
 """Steps of a run, in every layer; with an engine that writes as it likes, the most it may write."""
 
@@ -89,9 +92,32 @@ async def worked(piece: Piece, load: Load) -> tuple[Work, float]:
 async def measured(layer: str, piece: Piece, load: Load, *, paced: bool) -> dict[str, Any]:
     """One row, after a round that fills the prefix cache."""
     await asyncio.gather(*(piece(n * 1000) for n in range(load.clients)))
-    before = CpuTime.now()
+    before = Spent.now()
     done, seconds = await worked(piece, load)
-    return row(layer, CpuTime.now().since(before), done, seconds, load, paced=paced)
+    return row(layer, Spent.now().since(before), done, seconds, load, paced=paced)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU time of every process, and what of it went into forward passes."""
+
+    cpu: CpuTime
+    forward_s: dict[int, float]
+
+    @classmethod
+    def now(cls) -> Spent:
+        folder = os.environ.get(FOLDER)
+        return cls(CpuTime.now(), forward_s(Path(folder)) if folder else {})
+
+    def since(self, earlier: Spent) -> dict[str, float]:
+        """Seconds by kind of process; forward passes apart."""
+        spent = self.cpu.since(earlier.cpu)
+        for pid, seconds in self.forward_s.items():
+            if pid in self.cpu.kinds:
+                took = seconds - earlier.forward_s.get(pid, 0.0)
+                spent[self.cpu.kinds[pid]] -= took
+                spent[FORWARD] = spent.get(FORWARD, 0.0) + took
+        return spent
 
 
 def row(layer: str, cpu_s: dict[str, float], done: Work, seconds: float, load: Load, *, paced: bool) -> dict[str, Any]:
@@ -255,36 +281,31 @@ class Prompts:
 
 @contextmanager
 def variant(options: argparse.Namespace) -> Iterator[Path]:
-    """The profile with room for the longest prefix, steps of a known length, and the forward pass in a process of
-    its own; or with the stand-in for both engines."""
+    """The profile with room for the longest prefix, steps of a known length, and forward passes that are timed; or
+    with the stand-in for both engines."""
     config: dict[str, Any] = yaml.safe_load(options.profile.read_text())
     application = config["applications"][0]
     args = application["args"]
     room = max(options.prefixes) + 8192
     for name in ("small", "large"):
-        pool = args[name]
-        pool["max_model_len"] = room
-        if options.paced:
-            pool["max_ongoing_requests"] = 512
-            pool["env"] = pool.get("env", {}) | {
-                "PACED_TOKEN_MS": str(options.token_ms),
-                "PACED_STEP_TOKENS": str(options.step_tokens),
-                "PACED_EASY_STEPS": str(EASY_STEPS),
-            }
-        else:
-            longer = {"hf_overrides": {"max_position_embeddings": room}, "distributed_executor_backend": "mp"}
-            pool["engine"] = pool.get("engine", {}) | longer
-        args[name] = pool = dict(pool)
+        args[name] = args[name] | {"max_model_len": room}
+        if not options.paced:
+            timed = {"hf_overrides": {"max_position_embeddings": room}, "worker_cls": "loadtest.timed_worker.Worker"}
+            args[name]["engine"] = args[name].get("engine", {}) | timed
     args["limits"] = args.get("limits", {}) | {
         "step_tokens": options.step_tokens,
         "warm_up_tokens": None,
     }
     if options.paced:
-        application["import_path"] = "loadtest.paced:build"
-    with tempfile.TemporaryDirectory() as folder:
+        stand_in(application, token_ms=options.token_ms, step_tokens=options.step_tokens, easy_steps=EASY_STEPS)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as times:
         path = Path(folder, "overhead.yaml")
         path.write_text(yaml.safe_dump(config))
-        yield path
+        os.environ[FOLDER] = times
+        try:
+            yield path
+        finally:
+            del os.environ[FOLDER]
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> str:

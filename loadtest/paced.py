@@ -98,6 +98,17 @@ class Paced:
         return {"role": self._role, "pair": self._pair, "context_tokens": self._context_tokens}
 
 
+def stand_in(application: dict[str, Any], *, token_ms: float, step_tokens: int, easy_steps: int) -> None:
+    """Changes an application of a profile in place, so that both pools are stand-ins that write like this."""
+    application["import_path"] = "loadtest.paced:build"
+    args = application["args"]
+    for name in ("small", "large"):
+        written = {"TOKEN_MS": token_ms, "STEP_TOKENS": step_tokens, "EASY_STEPS": easy_steps}
+        env = args[name].get("env", {}) | {f"PACED_{what}": str(value) for what, value in written.items()}
+        # The profile's pools may share what they hold.
+        args[name] = args[name] | {"max_ongoing_requests": 512, "env": env}
+
+
 def build(args: dict[str, Any]) -> Application:
     """The application with the stand-in for both engines."""
     return application(args, Paced)

@@ -113,9 +113,11 @@ class LargeAlone(System):
 
 
 class Ours(System):
+    model = "glimpse"
+
     async def solve(self, question: Question) -> Solved:
         body = {
-            "model": "glimpse",
+            "model": self.model,
             "messages": list(question.messages),
             "temperature": 0,
             "max_tokens": self._ask.max_tokens,
@@ -141,6 +143,12 @@ class Ours(System):
             steps=len(steps_of(reasoning if self._ask.thinks else content)),
             content=content,
         )
+
+
+class OursSmall(Ours):
+    """This system, asked for the small model alone."""
+
+    model = "small"
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

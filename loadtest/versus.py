@@ -21,7 +21,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,10 +60,17 @@ class Round:
     cpu_s: Mapping[str, float] | None
 
 
-async def measure(system: System, questions: Sequence[Question], clients: int, label: str, *, count_cpu: bool) -> Round:
+async def measure(
+    solve: Callable[[Question], Awaitable[Solved]],
+    questions: Sequence[Question],
+    clients: int,
+    label: str,
+    *,
+    count_cpu: bool,
+) -> Round:
     """One round."""
     before, began = CpuTime.now(), time.perf_counter()
-    solved = tuple(await each(questions, system.solve, concurrency=clients, label=label))
+    solved = tuple(await each(questions, solve, concurrency=clients, label=label))
     seconds, after = time.perf_counter() - began, CpuTime.now()
     right = tuple(extract(one.content) == question.answer for one, question in zip(solved, questions, strict=True))
     return Round(solved, right, seconds, after.since(before) if count_cpu else None)
@@ -193,11 +200,11 @@ async def measured(
         for clients, rounds in problems(options).items():
             label = f"{system}, {clients} clients"
             await measure(
-                solver, generated(options.seed + 1000, clients), clients, f"{label}, warming", count_cpu=False
+                solver.solve, generated(options.seed + 1000, clients), clients, f"{label}, warming", count_cpu=False
             )
             # A server that was there before is not below this process.
             count_cpu = system != "ours" or options.url is None
-            done = [await measure(solver, one, clients, label, count_cpu=count_cpu) for one in rounds]
+            done = [await measure(solver.solve, one, clients, label, count_cpu=count_cpu) for one in rounds]
             rows.append(row(system, clients, done))
             print(
                 f"{label}: p50 {rows[-1]['latency_p50_s']:.2f} s, {rows[-1]['tokens_per_s']:.0f} tokens/s",

@@ -27,13 +27,13 @@ def test_prompts_come_close_to_the_wanted_length(prompts: Prompts, tokens: int) 
 
 
 def test_the_forward_pass_is_left_out_and_so_are_the_clients_of_the_stack() -> None:
-    cpu_s = {"client": 1.0, "engine worker": 5.0, "replica router": 2.0}
+    cpu_s = {"client": 1.0, "forward pass": 5.0, "replica router": 2.0}
     done = Work(steps=100, tokens=2400)
     assert row("stack", cpu_s, done, 10.0, LOAD, paced=False)["cpu_ms_per_step"] == 20.0
     told = row("engine", cpu_s, done, 10.0, LOAD, paced=False)
     assert told["cpu_ms_per_step"] == 30.0
     assert (told["steps_per_s"], told["tokens_per_s"], told["prefix_tokens"]) == (10.0, 240.0, 64)
-    assert told["cpu_ms_per_step_by_process"]["engine worker"] == 50.0
+    assert told["cpu_ms_per_step_by_process"]["forward pass"] == 50.0
     assert "30.00" in shown([told])
 
 
