@@ -26,10 +26,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
-import psutil
 
 from loadtest.command import at_least_one, parser, run
-from loadtest.processes import kind
+from loadtest.processes import held_mib
 from loadtest.questions import Question, generated
 from loadtest.table import table
 from loadtest.tenants import Office, tenanted
@@ -54,13 +53,8 @@ class Outcome:
 
 
 def memory() -> dict[str, float]:
-    """MiB that the proxy and the routers hold by themselves."""
-    held: dict[str, float] = {}
-    for process in psutil.process_iter(["cmdline"]):
-        name = kind(" ".join(process.info["cmdline"] or ()))
-        if name in ("proxy", "replica router"):
-            held[name] = held.get(name, 0.0) + process.memory_full_info().uss / 2**20
-    return held
+    """MiB that the proxy and the router hold by themselves."""
+    return {name: mib for name, mib in held_mib().items() if name.startswith(("proxy", "replica router"))}
 
 
 async def oversized(office: Office) -> Iterable[Outcome]:
@@ -176,7 +170,7 @@ async def keyless(office: Office) -> Iterable[Outcome]:
 
 async def neighbours(office: Office, questions: list[Question]) -> Iterable[Outcome]:
     """Whether the cache tells that another tenant asked the same."""
-    prompt = " ".join(str(question.messages[-1]["content"]) for question in questions)[:5000]
+    prompt = " ".join(str(question.messages[-1]["content"]) for question in questions)[:6500]
     body = {"model": "small", "prompt": prompt, "max_tokens": 1, "temperature": 0}
     told = {}
     for tenant in ("healthy", "healthy", "attacker"):

@@ -101,22 +101,26 @@ def percentile(values: Sequence[float], p: int) -> float | None:
     return quantiles(values, n=100, method="inclusive")[p - 1]
 
 
-async def saturation(asking: Asking, bodies: Iterator[bytes], options: argparse.Namespace) -> Row:
-    """The best rate of closed-loop clients; twice as many each time."""
-    best, clients = None, options.concurrency
+async def saturation(
+    asking: Asking, bodies: Iterator[bytes], *, clients: int, ramp: float, seconds: float, patience: float
+) -> Row:
+    """The best rate of closed-loop clients; twice as many each time. Times in seconds, of each number of clients."""
+    best = None
     while True:
         cpu = CpuShare()
-        told = await asking.closed(bodies, clients=clients, seconds=options.ramp + options.seconds)
-        begin = min(one.sent for one in told) + options.ramp
+        told = await asking.closed(bodies, clients=clients, seconds=ramp + seconds)
+        begin = min(one.sent for one in told) + ramp
         now = row(
             f"{clients} clients",
             told,
             begin=begin,
-            end=begin + options.seconds,
-            patience_s=options.patience,
+            end=begin + seconds,
+            patience_s=patience,
             generator_cores=cpu(),
         )
         print(f"{clients} clients: {now.goodput:.1f} answers/s, {now.refused:.1f} refusals/s", flush=True)
+        if not now.goodput:
+            raise MeasuringError(f"no answer within {patience:g} s to {clients} clients")
         if best is not None and now.goodput <= best.goodput * MORE:
             return best if best.goodput > now.goodput else now
         best, clients = now, clients * 2
@@ -180,9 +184,16 @@ def bodies_of(questions: Sequence[Question], **fields: object) -> Iterator[bytes
 async def measure(url: str, questions: Sequence[Question], options: argparse.Namespace) -> tuple[list[Row], Deadlines]:
     bodies = bodies_of(questions)
     async with Asking(url) as asking:
-        rows = [await saturation(asking, bodies, options)]
-        if not rows[0].goodput:
-            raise MeasuringError(f"no answer within {options.patience:g} s even from {options.concurrency} clients")
+        rows = [
+            await saturation(
+                asking,
+                bodies,
+                clients=options.concurrency,
+                ramp=options.ramp,
+                seconds=options.seconds,
+                patience=options.patience,
+            )
+        ]
         for factor in options.loads:
             rows.append(await offered(asking, bodies, factor, rows[0].goodput, options))
         return rows, await deadlines(asking, questions, options.deadlines, engines=not options.url)

@@ -1,4 +1,4 @@
-"""CPU time of everything below this process, by what it is there for."""
+"""CPU time and memory of everything below this process, by what it is there for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ KINDS = (
     ("VLLM::EngineCore", "engine core"),
     ("VLLM::Worker", "engine worker"),
     ("vllm.entrypoints", "vllm server"),
+    ("deployments.cli", "supervisor"),
+    ("deployments.launcher", "starter"),
     ("raylet", "ray"),
     ("gcs_server", "ray"),
     ("ray", "ray"),
@@ -51,6 +53,23 @@ class CpuTime:
             kind = self.kinds[pid]
             spent[kind] = spent.get(kind, 0.0) + seconds - earlier.seconds.get(pid, 0.0)
         return spent
+
+
+def held_mib() -> dict[str, float]:
+    """Of each process below this one that is part of a system, the MiB that would be free if it ended (its unique
+    set). Two of a kind stand with their process ids."""
+    held: dict[str, list[tuple[int, float]]] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            name = kind(" ".join(process.cmdline()))
+            if name != "other":
+                name = process.name() if name == "ray" else name
+                held.setdefault(name, []).append((process.pid, process.memory_full_info().uss / 2**20))
+        except psutil.Error:
+            continue
+    return {
+        name if len(same) == 1 else f"{name} {pid}": mib for name, same in sorted(held.items()) for pid, mib in same
+    }
 
 
 def kind(command: str, *, own: bool = False) -> str:

@@ -84,7 +84,9 @@ def test_the_embedded_profile_is_read() -> None:
         ("VLLM::Worker", "engine worker"),
         ("python -m vllm.entrypoints.openai.api_server --model x", "vllm server"),
         ("/x/ray/core/src/ray/raylet/raylet --a", "ray"),
-        ("python -m deployments.launcher", "other"),
+        ("python -m deployments.cli run", "supervisor"),
+        ("python -m deployments.launcher", "starter"),
+        ("python -m locust -f x", "other"),
     ],
 )
 def test_processes_are_known_by_their_command_lines(command_line: str, expected: str) -> None:

@@ -1,0 +1,20 @@
+import pytest
+
+from loadtest.soak import growth, windows
+
+
+def test_growth_is_the_slope_after_settling_in_shares_of_what_there_was() -> None:
+    samples = [(0.0, {"router": 500.0})] + [(60.0 * n, {"router": 100.0 + n}) for n in range(5, 21)]
+    (router,) = growth(samples, settle_s=300.0)
+    assert (router.first_mib, router.last_mib) == (105.0, 120.0)
+    assert router.per_10_min == pytest.approx(10 / 105)
+
+
+def test_a_process_that_came_later_counts_from_then() -> None:
+    samples = [(300.0, {"router": 100.0}), (310.0, {"router": 100.0, "proxy": 50.0}), (320.0, {"proxy": 50.0})]
+    assert [one.process for one in growth(samples, settle_s=300.0)] == ["proxy", "router"]
+
+
+def test_a_request_counts_in_the_minutes_it_came_in() -> None:
+    parts = windows([(0.0, 1.0), (299.0, 3.0), (301.0, 5.0), (400.0, 5.0)], minutes=10)
+    assert [(one.minute, one.requests, one.p50_s) for one in parts] == [(0, 2, 2.0), (5, 2, 5.0)]
