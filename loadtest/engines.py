@@ -63,6 +63,11 @@ def command(model: Model, pool: PoolConfig, port: int) -> list[str]:
     ]
 
 
+def environment_of(pool: PoolConfig) -> dict[str, str]:
+    """What an engine of the pool would find in a replica, around it what this process has."""
+    return ENVIRONMENT | os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | pool.env
+
+
 @contextmanager
 def served(pools: Mapping[Model, PoolConfig]) -> Iterator[dict[Model, str]]:
     """A `vllm serve` for each pool, with the environment its replicas would have; their URLs."""
@@ -74,7 +79,7 @@ def served(pools: Mapping[Model, PoolConfig]) -> Iterator[dict[Model, str]]:
 @contextmanager
 def _engine(model: Model, pool: PoolConfig) -> Iterator[str]:
     port = free_port()
-    environment = ENVIRONMENT | os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | pool.env
+    environment = environment_of(pool)
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             command(model, pool, port), env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0

@@ -36,7 +36,7 @@ import yaml
 
 from deployments.config import AppConfig
 from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
-from loadtest.engines import settings_of
+from loadtest.engines import environment_of, settings_of
 from loadtest.forward import FOLDER, forward_s
 from loadtest.paced import stand_in
 from loadtest.processes import CpuTime
@@ -148,6 +148,7 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
     from deployments.engine import engine_args
     from router.glimpse import TOP
 
+    os.environ |= environment_of(config.small)
     core = AsyncLLM.from_engine_args(engine_args(config.small, "small"))
 
     def pieces(load: Load) -> Piece:

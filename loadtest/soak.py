@@ -153,7 +153,7 @@ def plot(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(11, 6), layout="constrained")
-    axes[0].set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+    axes[0].set_prop_cycle(color=[pyplot.get_cmap("tab20")(n) for n in range(20)])
     settled = next(held for at, held in samples if at >= settle_s)
     for process, mib in settled.items():
         read = [(at / 60, 100 * held[process] / mib) for at, held in samples if process in held]

@@ -115,13 +115,16 @@ class LargeAlone(System):
 class Ours(System):
     model = "glimpse"
 
+    def routing(self) -> dict[str, object]:
+        return {"glimpse": {"threshold": self._ask.limits.threshold}}
+
     async def solve(self, question: Question) -> Solved:
         body = {
             "model": self.model,
             "messages": list(question.messages),
             "temperature": 0,
             "max_tokens": self._ask.max_tokens,
-            "glimpse": {"threshold": self._ask.limits.threshold},
+            **self.routing(),
         }
         began, first, usage = time.perf_counter(), None, None
         reasoning, content = "", ""
@@ -149,6 +152,9 @@ class OursSmall(Ours):
     """This system, asked for the small model alone."""
 
     model = "small"
+
+    def routing(self) -> dict[str, object]:
+        return {}
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

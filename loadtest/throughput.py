@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -34,7 +35,7 @@ import yaml
 
 from deployments.config import AppConfig
 from loadtest.command import at_least_one, parser, run, serving
-from loadtest.engines import settings_of
+from loadtest.engines import environment_of, settings_of
 from loadtest.paced import stand_in
 from loadtest.paper import Limits
 from loadtest.questions import Question, generated
@@ -103,6 +104,7 @@ async def engine(config: AppConfig, options: argparse.Namespace) -> list[Row]:
 
     small = config.small
     vocabulary = Vocabulary.load(small.path, revision=small.revision, think_tags=config.routing.think_tags)
+    os.environ |= environment_of(small)
     core = AsyncLLM.from_engine_args(engine_args(small, "small"))
 
     def solver(*, streamed: bool) -> Callable[[Question], Awaitable[Solved]]:

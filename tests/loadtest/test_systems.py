@@ -9,15 +9,16 @@ from scripted import QUESTIONS
 
 from loadtest.command import MeasuringError
 from loadtest.paper import Limits
-from loadtest.systems import Ask, Ours
+from loadtest.systems import Ask, Ours, OursSmall
 
 ASK = Ask(Limits(1.0, 64, 200, 20), max_tokens=220, stream=True, prompts=lambda model, question: "", thinks=True)
 
 
+@pytest.mark.parametrize("system", [Ours, OursSmall])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_this_system_is_asked_over_its_own_api(url: str, stream: bool) -> None:
+async def test_this_system_is_asked_over_its_own_api(url: str, stream: bool, system: type[Ours]) -> None:
     async with aiohttp.ClientSession() as http:
-        solved = await Ours(http, {"small": url, "large": url}, replace(ASK, stream=stream)).solve(QUESTIONS[0])
+        solved = await system(http, {"small": url, "large": url}, replace(ASK, stream=stream)).solve(QUESTIONS[0])
     assert (solved.tokens, solved.large_tokens, solved.steps, solved.content) == (40, 10, 1, "4")
     assert (solved.ttft_s is not None) == stream
     assert solved.latency_s >= (solved.ttft_s or 0.0) > 0.0 or not stream
