@@ -30,6 +30,7 @@ from geventhttpclient import HTTPClient
 from locust import User, events, task
 from locust.env import Environment
 from locust.runners import WorkerRunner
+from locust.user.task import LOCUST_STATE_STOPPING
 
 from loadtest.arrivals import SHAPES, Shape, arrivals
 from loadtest.command import MeasuringError
@@ -95,6 +96,8 @@ class Client(User):
         users = max(1, self.environment.runner.target_user_count)
         for t in arrivals(lambda t: self.shape.at(t) / users, self.shape.peak / users, self.dice):
             gevent.sleep(max(0.0, began + t - time.perf_counter()))
+            if self._state == LOCUST_STATE_STOPPING:
+                return  # or --stop-timeout would be more time to ask, not only to answer
             self.under_way.spawn(self.ask, self.mix.draw(self.dice), began + t)
 
     def on_stop(self) -> None:

@@ -49,6 +49,13 @@ def test_a_run_within_its_bounds_passes_and_lists_what_routing_did(
     assert "large share" in (tmp_path / "report.html").read_text()
 
 
+def test_nothing_is_asked_after_the_run_time(url: str, one_answer: OneAnswer, tmp_path: Path) -> None:
+    run, _ = locust(url, tmp_path, "--stop-timeout", "10")
+    assert run.returncode == 0, run.stdout + run.stderr
+    # 30 a second for 5 seconds; in 15 it would be 450.
+    assert 75 < one_answer.asked < 300
+
+
 def test_a_broken_bound_fails_and_is_named(url: str, one_answer: OneAnswer, tmp_path: Path) -> None:
     one_answer.refused = 4
     run, _ = locust(url, tmp_path, "--max-refused", "0.1", "--arrivals", "burst")
