@@ -119,7 +119,7 @@ async def saturation(
             generator_cores=cpu(),
         )
         print(f"{clients} clients: {now.goodput:.1f} answers/s, {now.refused:.1f} refusals/s", flush=True)
-        if not now.goodput:
+        if best is None and not now.goodput:
             raise MeasuringError(f"no answer within {patience:g} s to {clients} clients")
         if best is not None and now.goodput <= best.goodput * MORE:
             return best if best.goodput > now.goodput else now
