@@ -60,7 +60,9 @@ class Level:
 
 async def ask(http: aiohttp.ClientSession, url: str, question: Question) -> Reply:
     began = time.monotonic()
-    async with http.post(f"{url}/v1/chat/completions", json=body(question, "glimpse")) as response:
+    # Only who asks for steps is told the threshold.
+    asked = body(question, "glimpse", glimpse={"include_steps": True})
+    async with http.post(f"{url}/v1/chat/completions", json=asked) as response:
         told: dict[str, Any] = await response.json()
     took = time.monotonic() - began
     if response.status != 200:
