@@ -55,6 +55,9 @@ HEARTBEAT_S = 0.1
 COUNTED = 4096
 """Requests whose tokens are remembered, for whoever checks the accounts."""
 
+GLIMPSES = "deployments.glimpses.Glimpses"
+"""As a name, because vLLM's workers import it in their own processes."""
+
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -93,6 +96,7 @@ class Engine:
             self._engine = AsyncLLM.from_engine_args(
                 engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
             )
+        self._glimpse_logprobs = await glimpse_logprobs(self._engine)
         self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
         known = self._engine.model_config.get_vocab_size()
@@ -231,7 +235,7 @@ class Engine:
             **drawn,
             seed=hop.sampling.seed,
             max_tokens=run.tokens_left,
-            logprobs=TOP if glimpses else None,
+            logprobs=self._glimpse_logprobs if glimpses else None,
             flat_logprobs=glimpses,
             stop=list(hop.sampling.stop) or None,
             stop_token_ids=self._breaks if run.one_step else None,
@@ -245,7 +249,7 @@ class Engine:
         for i, token in enumerate(piece.token_ids):
             glimpse = None
             if run.wants_entropy and logprobs:
-                glimpse = entropy(candidates(logprobs, i))
+                glimpse = entropy(candidates(logprobs, i)) if self._glimpse_logprobs else told(logprobs, i)
             if run.take(token, glimpse, now) is not None:
                 return
 
@@ -282,7 +286,12 @@ class Engine:
         self._warm_up_generated = sum(count.generated for count in self._counts)
         self._warm_up_prefilled = sum(count.prefilled for count in self._counts)
         self._hops = 0
-        logger.info("%s engine warm after %.1f s", self._role, time.perf_counter() - began)
+        logger.info(
+            "%s engine warm after %.1f s; entropies %s",
+            self._role,
+            time.perf_counter() - began,
+            f"from its {TOP} highest logprobs" if self._glimpse_logprobs else "taken inside",
+        )
 
     async def _exit_with_engine_core(self) -> None:
         # Serve's health checks would need half a minute, and affinity would keep sending hops here all the while.
@@ -301,6 +310,18 @@ class Engine:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.shutdown()
+
+
+async def glimpse_logprobs(engine: AsyncLLM) -> int:
+    """How many logprobs a token a request has to ask for where the gate is to see: none, where the engine takes the
+    entropy itself from now on and tells that."""
+    ours = engine.vllm_config.parallel_config.worker_extension_cls == GLIMPSES
+    return 0 if ours and all(await engine.collective_rpc("glimpse_in_engine")) else TOP
+
+
+def told(logprobs: FlatLogprobs, position: int) -> float:
+    """The entropy that `deployments.glimpses` put in the place of a position's logprob."""
+    return logprobs.logprobs[logprobs.start_indices[position]]
 
 
 def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
@@ -327,6 +348,7 @@ def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
         "max_logprobs": TOP,
         "logprobs_mode": "raw_logprobs",
         "scheduling_policy": "priority",
+        "worker_extension_cls": GLIMPSES,
     }
     if is_cpu_build():
         # vLLM draws a token after every chunk of a prompt and then winds the request's generator back, which PyTorch's

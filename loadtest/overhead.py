@@ -4,7 +4,7 @@
     python -m loadtest.overhead --paced --clients 64          # a stand-in paced like a GPU, so the router is the limit
 
 Three layers do the same work, one inside the other. `engine`: a vLLM engine in this process writes runs of steps,
-with the logprobs that the gate needs. `hop`: such runs asked of a pool over its Serve handle. `stack`: whole requests
+with what the gate needs. `hop`: such runs asked of a pool over its Serve handle. `stack`: whole requests
 over HTTP, in which a large step follows every run. With --paced, which has no engine to try by itself, a stand-in
 (loadtest/paced.py) writes the steps.
 
@@ -145,11 +145,11 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from deployments.engine import engine_args
-    from router.glimpse import TOP
+    from deployments.engine import engine_args, glimpse_logprobs
 
     os.environ |= environment_of(config.small)
     core = AsyncLLM.from_engine_args(engine_args(config.small, "small"))
+    logprobs = await glimpse_logprobs(core)
 
     def pieces(load: Load) -> Piece:
         prompt = prompts.ids(load.prefix_tokens).tolist()
@@ -158,7 +158,7 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
             temperature=0.0,
             max_tokens=tokens,
             ignore_eos=True,
-            logprobs=TOP,
+            logprobs=logprobs,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,

@@ -4,7 +4,7 @@
     python -m loadtest.throughput --paced                      # a stand-in paced like a GPU, so the router is the limit
 
 `engine`: the small model's vLLM engine in this process, asked the same chats with nothing around it and without the
-logprobs that the gate needs; replies whole, or a token at a time. Beside it this system's model `small`, and `glimpse`
+entropies that the gate needs; replies whole, or a token at a time. Beside it this system's model `small`, and `glimpse`
 at a threshold above every entropy, so that the small model writes all of it: what is lost on the way is the price of
 serving and of routing, not of another model. Replies whole and streamed. Every client sends its next problem when it
 has the answer to the last; the clients run on the same cores, and what they take stands beside each row. Of the

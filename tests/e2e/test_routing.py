@@ -6,13 +6,17 @@ from array import array
 
 import httpx
 import pytest
+import torch
 from asking import STEPS, ask, ask_all, problems, said
 from system import System
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from router.glimpse import TOP, entropy
 from router.hop import Chunk, Hop, StrangePair
 from router.request import Sampling
 
 PROBLEMS = 200
+SMALL = "deployments/pocket/models/small"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,29 @@ async def test_steps_say_who_wrote_them_and_why(client: httpx.AsyncClient, quest
         share = by_model["large"]["completion_tokens"] / reply["usage"]["completion_tokens"]
         assert reply["glimpse"]["large_token_share"] == pytest.approx(share)
     assert {step["model"] for reply in replies for step in reply["glimpse"]["steps"]} == {"small", "large"}
+
+
+async def test_entropies_are_those_of_the_small_models_own_probabilities(
+    client: httpx.AsyncClient, questions: list[str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    model = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
+    for question, reply in zip(
+        questions[:16], await ask_all(client, questions[:16], at_a_time=8, glimpse=STEPS), strict=True
+    ):
+        steps = reply["glimpse"]["steps"]
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        begins = len(tokenizer(prompt)["input_ids"])
+        ids = tokenizer(prompt + "".join(step["text"] for step in steps), return_tensors="pt")["input_ids"]
+        closed = 1  # the end of thinking is of the last step, but of no text
+        assert ids.shape[1] + closed == begins + sum(step["tokens"] for step in steps)
+        with torch.no_grad():
+            logprobs = model(ids).logits[0].log_softmax(dim=-1)
+        for step in steps:
+            top = logprobs[begins - 1].topk(TOP).values.tolist()
+            assert step["entropy"] == pytest.approx(entropy(top), abs=1e-3)
+            begins += step["tokens"]
 
 
 @pytest.mark.parametrize(("model", "at_a_time"), [("glimpse", 1), ("glimpse", 8), ("small", 8), ("large", 4)])
@@ -139,7 +166,7 @@ async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system
     from router.vocabulary import Vocabulary
 
     card = (await client.get("/v1/models/glimpse")).json()["glimpse"]
-    vocabulary = Vocabulary.load("deployments/pocket/models/small")
+    vocabulary = Vocabulary.load(SMALL)
     hops: list[tuple[str, Hop, Chunk]] = []
 
     class Recording:

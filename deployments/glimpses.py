@@ -1,0 +1,50 @@
+"""Glimpses taken where the logits are: one number a token, the entropy, in the place of twenty logprobs.
+
+An engine that is asked for logprobs normalises over the whole vocabulary, ranks the drawn token in it, and sends 21
+pairs for each token through two processes. Of all that the gate needs the entropy over the 20 likeliest tokens, and
+only their logits go into it: a constant that is added to all of them makes no difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.sample.sampler import Sampler
+
+from router.glimpse import TOP
+
+
+def entropies(logits: torch.Tensor) -> torch.Tensor:
+    """logits: shape (n, vocabulary). Shape (n,), in nats: what `router.glimpse.entropy` makes of each row's top."""
+    top = torch.topk(logits, min(TOP, logits.shape[-1]), dim=-1).values
+    return torch.special.entr(top.softmax(dim=-1, dtype=torch.float32)).sum(dim=-1)
+
+
+class GlimpsingSampler(Sampler):
+    """Hands out entropies for logprobs: of each token one, where the drawn token's logprob would stand."""
+
+    @staticmethod
+    def compute_logprobs(logits: torch.Tensor) -> torch.Tensor:
+        return entropies(logits)
+
+    @staticmethod
+    def gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> LogprobsTensors:
+        ids = token_ids.unsqueeze(-1).to(torch.int32)
+        return LogprobsTensors(ids, logprobs.unsqueeze(-1), torch.zeros_like(ids).squeeze(-1))
+
+
+class Glimpses:
+    """What vLLM's `worker_extension_cls` adds to each worker."""
+
+    model_runner: Any
+
+    def glimpse_in_engine(self) -> bool:
+        """From now on requests with `logprobs=0` get entropies. False where the worker samples in a way that is not
+        known here, and nothing has changed."""
+        sampler = getattr(self.model_runner, "sampler", None)
+        if type(sampler) is not Sampler:
+            return False
+        sampler.__class__ = GlimpsingSampler
+        return True
