@@ -27,6 +27,7 @@ from typing import Any
 
 from loadtest.client import Client, Reply, Served, each
 from loadtest.command import at_least_one, parser, run, serving
+from loadtest.frontier import plot
 from loadtest.hard_steps import Separation, separation, steps_of, tokenizer_of
 from loadtest.outcomes import Outcome, Pairing, Way, pairings
 from loadtest.questions import BOXED, Question, from_file, generated
@@ -205,6 +206,8 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
         separated = await separation(bench.client, served, tokenizer, known, bench.concurrency)
     compared = pairings(outcomes)
     print(shown(outcomes, compared, separated))
+    if options.plot:
+        plot([outcome.row() for outcome in outcomes], options.plot)
     if options.json:
         options.json.write_text(json.dumps(as_json(bench, served, outcomes, compared, separated), indent=1) + "\n")
 
@@ -242,6 +245,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--auroc", action=argparse.BooleanOptionalAction, help="(default: unless --data)")
     made.add_argument("--auroc-problems", type=at_least_one, default=100, metavar="N", help="(default: %(default)s)")
     made.add_argument("--tokenizer", help="the small model's, for AUROC (default: where the server says it is)")
+    made.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw accuracy against latency and share there (PNG, SVG, PDF)"
+    )
     options = made.parse_args(arguments)
     options.modes = list(chain.from_iterable(options.modes or [MODES]))
     options.thresholds = list(chain.from_iterable(options.thresholds or []))

@@ -157,6 +157,13 @@ class OursSmall(Ours):
         return {}
 
 
+class OursAnsweredBySmall(Ours):
+    """This system, routing, whose answers come from the small model as well."""
+
+    def routing(self) -> dict[str, object]:
+        return {"glimpse": {"threshold": self._ask.limits.threshold, "answer_by": "small"}}
+
+
 async def _check(response: aiohttp.ClientResponse) -> None:
     if response.status != 200:
         said = " ".join((await response.text()).split())[:200]

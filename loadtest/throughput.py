@@ -4,9 +4,10 @@
     python -m loadtest.throughput --paced                      # a stand-in paced like a GPU, so the router is the limit
 
 `engine`: the small model's vLLM engine in this process, asked the same chats with nothing around it and without the
-entropies that the gate needs; replies whole, or a token at a time. Beside it this system's model `small`, and `glimpse`
-at a threshold above every entropy, so that the small model writes all of it: what is lost on the way is the price of
-serving and of routing, not of another model. Replies whole and streamed. Every client sends its next problem when it
+entropies that the gate needs; replies whole, or a token at a time. Beside it this system's model `small`, and
+routing at a threshold above every entropy: `small, routed` with answers by the small model, so that what is lost on the
+way is the price of serving and of routing, not of another model; `glimpse` as it comes, where the large model reads all
+of the reasoning and writes the answer. Replies whole and streamed. Every client sends its next problem when it
 has the answer to the last; the clients run on the same cores, and what they take stands beside each row. Of the
 figures of each round the median is reported.
 
@@ -39,7 +40,7 @@ from loadtest.engines import environment_of, settings_of
 from loadtest.paced import stand_in
 from loadtest.paper import Limits
 from loadtest.questions import Question, generated
-from loadtest.systems import Ask, Ours, OursSmall, Solved
+from loadtest.systems import Ask, Ours, OursAnsweredBySmall, OursSmall, Solved
 from loadtest.table import table
 from loadtest.versus import Round, measure
 from router.vocabulary import Vocabulary
@@ -50,7 +51,7 @@ ALL_EASY = 3.0
 STEP_TOKENS, EASY_STEPS = 24, 4
 """How the stand-in writes."""
 
-SYSTEMS: dict[str, type[Ours]] = {"small": OursSmall, "glimpse": Ours}
+SYSTEMS: dict[str, type[Ours]] = {"small": OursSmall, "small, routed": OursAnsweredBySmall, "glimpse": Ours}
 
 
 @dataclass(frozen=True, slots=True)

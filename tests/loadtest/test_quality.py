@@ -1,10 +1,12 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from scripted import QUESTIONS, Scripted, Words
 
-from loadtest import quality
+from loadtest import frontier, quality
 from loadtest.client import Client
 from loadtest.hard_steps import cases, steps_of
 from loadtest.outcomes import Outcome, Way, pairings
@@ -51,6 +53,22 @@ async def test_chance_differs_between_problems_and_not_between_runs(bench: Bench
     seeds = [{body["messages"][-1]["content"]: body["seed"] for body in run} for run in runs]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0].values())) == 20
+
+
+@pytest.mark.parametrize("first", [4, 3, 1])
+async def test_the_frontier_is_drawn_of_whatever_was_run(bench: Bench, tmp_path: Path, first: int) -> None:
+    results, picture = tmp_path / "quality.json", tmp_path / "frontier.png"
+    results.write_text(json.dumps({"rows": [outcome.row() for outcome in (await outcomes(bench))[:first]]}))
+    frontier.main([str(results), str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_holds_no_results_is_said_in_one_line(tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "loadtest.frontier", tmp_path / "missing.json", tmp_path / "none.png"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert "missing.json holds no results" in done.stderr
 
 
 async def test_pairings(bench: Bench) -> None:
