@@ -1,16 +1,18 @@
-"""This system next to what one would do without it, one after the other on this machine.
+"""This system next to what one would do without it, in turn on this machine.
 
     python -m loadtest.versus --clients 1,8,32
     python -m loadtest.versus --profile my-pair.yaml --data problems.jsonl --problems 40 --clients 1,8
 
 Three systems answer the same problems with the same models and engine settings, greedily: `paper`, two `vllm serve`
 and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
-asked by itself; and `ours`. Each is started, then at every number of clients warmed with problems of its own and
-measured in rounds. Every client sends its next problem when it has the answer to the last.
+asked by itself; and `ours`. In every round each is started, at every number of clients warmed with problems of its own
+and measured, and ended before the next is started: a machine that is faster now than in ten minutes is so for all of
+them. Every client sends its next problem when it has the answer to the last.
 
 Latencies are to the last byte, over all problems of a round. The time to first token is to the first text of the
 reply; the paper's client has none before its first step is back. CPU seconds are those of every process of the
-system and of this one, which plays the clients. Of the figures of each round the median is reported.
+system and of this one, which plays the clients. Of the figures of each round the median is reported, and of the ratios
+between two systems that of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,45 +78,47 @@ async def measure(
     return Round(solved, right, seconds, after.since(before) if count_cpu else None)
 
 
+def figures(one: Round) -> dict[str, float | None]:
+    """What a round comes to."""
+    tokens = sum(each.tokens for each in one.solved)
+    latencies = [each.latency_s for each in one.solved]
+    first = [each.ttft_s for each in one.solved if each.ttft_s is not None]
+    return {
+        "latency_p50_s": float(np.percentile(latencies, 50)),
+        "latency_p95_s": float(np.percentile(latencies, 95)),
+        "ttft_p50_s": float(np.median(first)) if first else None,
+        "tokens_per_s": tokens / one.seconds,
+        "steps_per_s": sum(each.steps for each in one.solved) / one.seconds,
+        "cpu_s_per_1k_tokens": None if one.cpu_s is None else 1000.0 * sum(one.cpu_s.values()) / max(1, tokens),
+    }
+
+
 def row(system: str, clients: int, rounds: Sequence[Round]) -> dict[str, Any]:
     """What is reported of a system at so many clients."""
-
-    def median(figure: Callable[[Round], float | None]) -> float | None:
-        values = [value for one in rounds if (value := figure(one)) is not None]
-        return statistics.median(values) if values else None
-
-    def tokens(one: Round) -> int:
-        return sum(each.tokens for each in one.solved)
-
-    def cpu(one: Round, of: str | None = None) -> float | None:
-        if one.cpu_s is None:
-            return None
-        spent = sum(one.cpu_s.values()) if of is None else one.cpu_s.get(of, 0.0)
-        return 1000.0 * spent / max(1, tokens(one))
-
-    def first(one: Round) -> float | None:
-        seen = [each.ttft_s for each in one.solved if each.ttft_s is not None]
-        return float(np.median(seen)) if seen else None
-
+    each_round = [figures(one) for one in rounds]
     solved = [each for one in rounds for each in one.solved]
     accuracy = share(sum(sum(one.right) for one in rounds), len(solved))
-    kinds = sorted({kind for one in rounds for kind in one.cpu_s or ()})
+    tokens = max(1, sum(each.tokens for each in solved))
+    spent = Counter[str]()
+    for one in rounds:
+        spent.update(one.cpu_s or {})
     return {
         "system": system,
         "clients": clients,
-        "latency_p50_s": median(lambda one: float(np.percentile([each.latency_s for each in one.solved], 50))),
-        "latency_p95_s": median(lambda one: float(np.percentile([each.latency_s for each in one.solved], 95))),
-        "ttft_p50_s": median(first),
-        "tokens_per_s": median(lambda one: tokens(one) / one.seconds),
-        "steps_per_s": median(lambda one: sum(each.steps for each in one.solved) / one.seconds),
-        "cpu_s_per_1k_tokens": median(cpu),
+        **{name: median(one[name] for one in each_round) for name in each_round[0]},
         "accuracy": accuracy.value,
-        "large_token_share": sum(one.large_tokens for one in solved) / max(1, sum(one.tokens for one in solved)),
+        "large_token_share": sum(each.large_tokens for each in solved) / tokens,
         "accuracy_interval": [accuracy.low, accuracy.high],
         "problems": len(solved),
-        "rounds": len(rounds),
-        "cpu_s_per_1k_tokens_by_process": {kind: median(partial(cpu, of=kind)) for kind in kinds},
+        "each_round": each_round,
+        "cpu_s_per_1k_tokens_by_process": {kind: 1000.0 * seconds / tokens for kind, seconds in sorted(spent.items())},
     }
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of what was measured."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -158,7 +162,9 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
-    return f"{ours[name] / other[name]:.2f}x" if ours[name] and other[name] else "–"
+    pairs = zip(ours["each_round"], other["each_round"], strict=True)
+    ratio = median(mine[name] / its[name] for mine, its in pairs if mine[name] and its[name])
+    return "–" if ratio is None else f"{ratio:.2f}x"
 
 
 @contextmanager
@@ -190,27 +196,24 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
 
 
 async def measured(
-    system: str, urls: Mapping[Model, str], ask: Ask, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    rows = []
+    system: str, urls: Mapping[Model, str], ask: Ask, options: argparse.Namespace, turn: int
+) -> dict[int, Round]:
+    """One round of a system that runs, by the number of clients."""
+    done: dict[int, Round] = {}
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as http:
         solver = SYSTEMS[system](http, urls, ask)
         for clients, rounds in problems(options).items():
-            label = f"{system}, {clients} clients"
-            await measure(
-                solver.solve, generated(options.seed + 1000, clients), clients, f"{label}, warming", count_cpu=False
-            )
+            label = f"{system}, {clients} clients, round {turn + 1}"
+            warming = generated(options.seed + 1000, clients)
+            await measure(solver.solve, warming, clients, f"{label}, warming", count_cpu=False)
             # A server that was there before is not below this process.
             count_cpu = system != "ours" or options.url is None
-            done = [await measure(solver.solve, one, clients, label, count_cpu=count_cpu) for one in rounds]
-            rows.append(row(system, clients, done))
-            print(
-                f"{label}: p50 {rows[-1]['latency_p50_s']:.2f} s, {rows[-1]['tokens_per_s']:.0f} tokens/s",
-                file=sys.stderr,
-            )
-    return rows
+            done[clients] = await measure(solver.solve, rounds[turn], clients, label, count_cpu=count_cpu)
+            told = figures(done[clients])
+            print(f"{label}: p50 {told['latency_p50_s']:.2f} s, {told['tokens_per_s']:.0f} tokens/s", file=sys.stderr)
+    return done
 
 
 def names(text: str) -> list[str]:
@@ -256,10 +259,13 @@ def main() -> None:
     options = read_options()
     config = settings_of(options.profile)
     ask = asking(config, options)
-    rows: list[dict[str, Any]] = []
-    for system in options.systems:
-        with started(system, config, options) as urls:
-            rows += asyncio.run(measured(system, urls, ask, options))
+    taken: dict[tuple[str, int], list[Round]] = defaultdict(list)
+    for turn in range(options.rounds):
+        for system in options.systems:
+            with started(system, config, options) as urls:
+                for clients, one in asyncio.run(measured(system, urls, ask, options, turn)).items():
+                    taken[system, clients].append(one)
+    rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
     print(shown(rows))
     if options.json:
         told = {"rows": rows, "seed": options.seed, "stream": ask.stream, "limits": asdict(ask.limits)}
