@@ -43,7 +43,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             if mode == "routed":
                 for x, y, one in zip(at, right, runs, strict=True):
                     axis.annotate(f"{one['threshold']:g}", (x, y), textcoords="offset points", xytext=(6, 6))
-        axis.set_xlim(left=0)
+        # A little to the left of nothing: else the axis cuts the small model's own point in two.
+        axis.set_xlim(left=-0.03 * axis.get_xlim()[1])
         axis.set_xlabel(label)
     axes[0].set_ylabel("% right")
     axes[1].legend()
