@@ -38,7 +38,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply. `latency_s` is from asking to the last byte; hops and escalations are known only with steps."""
+    """One reply. `latency_s` is from asking to the last byte; hops and escalations are known only with steps; `cut`
+    where its tokens were used up before it came to its end."""
 
     reasoning: str
     content: str
@@ -49,6 +50,7 @@ class Reply:
     hops: int | None
     escalations: int | None
     steps: tuple[Step, ...]
+    cut: bool = False
 
     @classmethod
     def read(cls, body: Mapping[str, Any], latency_s: float) -> Reply:
@@ -67,6 +69,7 @@ class Reply:
             steps=tuple(
                 Step(**{name: step[name] for name in fields if name in step}) for step in told.get("steps", ())
             ),
+            cut=choice["finish_reason"] == "length",
         )
 
 

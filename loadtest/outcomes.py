@@ -56,6 +56,11 @@ class Outcome:
         return sum(reply.large_tokens for reply in self.replies) / max(1, self.tokens)
 
     @property
+    def cut(self) -> int:
+        """Replies whose tokens were used up before they came to an end: right or wrong, they say little."""
+        return sum(reply.cut for reply in self.replies)
+
+    @property
     def hops(self) -> int | None:
         return None if self.way.alone else sum(reply.hops or 0 for reply in self.replies)
 
@@ -74,6 +79,7 @@ class Outcome:
             "large_token_share": self.large_token_share,
             "mean_latency_s": fmean(reply.latency_s for reply in self.replies),
             "tokens": self.tokens,
+            "cut": self.cut,
             "hops": self.hops,
             "escalations": self.escalations,
             **({"random_share": way.random_share, "matches_threshold": way.threshold} if way.mode == "random" else {}),

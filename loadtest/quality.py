@@ -10,7 +10,8 @@ a file of problems the right reasoning is the large model's own, of the problems
 Modes run one after the other, so a later one finds the questions (and steps that it shares with an earlier one) in
 the engines' prefix caches. Latencies are what one client sees: compare them at --concurrency 1, and where reading a
 prompt costs something, one mode at a time on a fresh server. The models alone are asked without an account of their
-steps, which would slow them down, so their hops are not known.
+steps, which would slow them down, so their hops are not known. `cut` counts the replies that --max-tokens ended: where
+there are many, accuracy says little.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def with_right_steps(questions: Sequence[Question], large: Outcome | None, think
 
 def shown(outcomes: Sequence[Outcome], compared: Sequence[Pairing], separated: Separation | None) -> str:
     """The report."""
-    heads = ("mode", "threshold", "problems", "accuracy", "95 %", "large tokens", "latency", "tokens", "hops")
+    heads = ("mode", "threshold", "problems", "accuracy", "95 %", "large tokens", "latency", "tokens", "cut", "hops")
     rows = []
     for outcome in outcomes:
         row, accuracy, gate = outcome.row(), outcome.accuracy, outcome.way.threshold
@@ -117,6 +118,7 @@ def shown(outcomes: Sequence[Outcome], compared: Sequence[Pairing], separated: S
                 f"{outcome.large_token_share:.1%}",
                 f"{row['mean_latency_s']:.2f} s",
                 f"{outcome.tokens}",
+                str(outcome.cut),
                 "–" if outcome.hops is None else f"{outcome.hops}",
                 "–" if outcome.escalations is None else f"{outcome.escalations}",
             )

@@ -24,11 +24,11 @@ QUESTIONS = [
 
 class Scripted:
     """Odd questions are hard: the small model alone fails them, and so does chance. Of the share of steps that
-    chance is asked to hand over, it takes four fifths."""
+    chance is asked to hand over, it takes four fifths. Questions below `cut_below` are cut off."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.busy = 0
+        self.busy = self.cut_below = 0
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -62,6 +62,8 @@ class Scripted:
         if escalated:
             steps.append(_step("large", 2.0, escalated))
         reply = _reply({"content": f"The answer is {number if right else -1}."}, THINKING + ANSWER, by_large)
+        if number < self.cut_below:
+            reply["choices"][0]["finish_reason"] = "length"
         if told.get("include_steps"):
             reply["glimpse"] = {"hops": 2, "escalations": int(hard), "steps": steps}
         return reply
@@ -85,7 +87,7 @@ def _step(model: str, entropy: float, tokens: int, text: str = "so.\n\n") -> dic
 def _reply(message: dict[str, str] | None, tokens: int, by_large: int) -> dict[str, Any]:
     used = {"small": tokens - by_large, "large": by_large}
     return {
-        "choices": [{"text": "", **({} if message is None else {"message": message})}],
+        "choices": [{"text": "", "finish_reason": "stop", **({} if message is None else {"message": message})}],
         "usage": {
             "completion_tokens": tokens,
             "completion_tokens_details": {"reasoning_tokens": min(tokens, THINKING)},

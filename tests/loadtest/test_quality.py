@@ -33,6 +33,13 @@ async def test_rows(bench: Bench) -> None:
     assert (random["threshold"], random["matches_threshold"], random["accuracy"]) == (None, 1.0, 0.5)
 
 
+async def test_replies_that_were_cut_off_are_counted(bench: Bench, server: Scripted) -> None:
+    server.cut_below = 3
+    cut = await bench.attempt(Way("large"))
+    assert cut.row()["cut"] == 3
+    assert shown([cut], [], None).splitlines()[-1].split("|")[9].strip() == "3"
+
+
 async def test_random_routing_gets_at_least_the_share_it_is_compared_at(bench: Bench) -> None:
     routed = await bench.attempt(Way("routed", 1.0))
     random = await bench.attempt_at_random(routed)
