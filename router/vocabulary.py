@@ -103,7 +103,8 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """IDs of plain text; special tokens in it stay text."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        # "Fast" leaves out where each token stands in the text, a quarter of the time; there is no such call for one.
+        return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # type: ignore[no-any-return]
 
     def encode_raw(self, text: str) -> list[int]:
         """IDs of a raw prompt, in which special tokens are special (as /v1/completions has it)."""
