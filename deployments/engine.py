@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 import uuid
@@ -113,7 +114,7 @@ class Engine:
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        """A hop in one piece, or, if it streams, in chunks: the first token at once, then one every 25 ms or more.
+        """A hop in one piece, or, if it streams, in chunks, one every 25 ms or more; the reply's first token at once.
         Between them, signs of life."""
         self._streams += hop.streaming
         try:
@@ -177,7 +178,7 @@ class Engine:
         began = time.perf_counter()
         run = Run(hop, self._marks, began)
         self._hops += 1
-        cached, generated, flushed = 0, 0, 0.0
+        cached, generated, flushed = 0, 0, -math.inf if hop.opening else began
         prefix = unpack(hop.prefix)
         if len(prefix) >= self._context_tokens:
             # A body that was handed over as text may be longer here than where it was written.

@@ -63,6 +63,7 @@ class Hop:
     open_tokens: tokens at the prefix's end that belong to a step already begun; last_step_tokens: length of the
         complete step before it (0: unknown); open_entropy: the glimpse at the begun step.
     glimpses: report entropies even without a gate.
+    streaming: in chunks, as it is written; opening: the reply begins with it, so its first token is not kept waiting.
     timeout_s: seconds that the hop may take.
     conversation: hops of one conversation go to the replica that holds its prefix.
     trace: W3C headers of the hop's span; empty where the request has none.
@@ -92,6 +93,7 @@ class Hop:
     tenant: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    opening: bool = False
 
     @property
     def prefix_tokens(self) -> int:

@@ -192,6 +192,7 @@ class Transcript:
             tenant=task.tenant,
             conversation=task.conversation,
             priority=task.priority,
+            opening=not self.committed_tokens,
         )
 
     def _hop_seed(self, model: Model, position: int) -> int | None:

@@ -197,6 +197,16 @@ async def test_the_answer_keeps_to_the_large_models_share_too(seed: str, share: 
         assert page.large_share_spent
 
 
+@given(seed=seeds, threshold=st.floats(0.0, 3.0))
+@settings(max_examples=40)
+async def test_only_the_replys_first_words_are_in_a_hurry(seed: str, threshold: float) -> None:
+    served = pools(seed)
+    page, _ = await run(task(EntropyGate(threshold)), served)
+    for model, pool in served.items():
+        for hop in (hop for hop in pool.hops if hop.thinking):
+            assert hop.opening == (hop.prefix_tokens == page.prefix.prompt_tokens[model])
+
+
 async def test_hops_draw_from_seeds_of_their_own() -> None:
     served = pools("seeds")
     await run(task(EntropyGate(1.0), sampling=Sampling(seed=7, temperature=1.0)), served)
