@@ -43,8 +43,9 @@ from router.vocabulary import Vocabulary
 
 logger = logging.getLogger("ray.serve")
 
-COALESCE_S = 0.025
-"""Tokens of a streamed hop are sent together over this many seconds: one message a token costs most of the rate."""
+COALESCE_S = 0.05
+"""Tokens of a streamed hop are sent together over this many seconds, for a reader twenty times a second: one message
+a token costs most of the rate."""
 
 MESSAGES_PER_S = 200
 """Of all streams of a replica together: with many, each waits longer between its messages, and the cores that they
@@ -114,7 +115,7 @@ class Engine:
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        """A hop in one piece, or, if it streams, in chunks, one every 25 ms or more; the reply's first token at once.
+        """A hop in one piece, or, if it streams, in chunks, one every 50 ms or more; the reply's first token at once.
         Between them, signs of life."""
         self._streams += hop.streaming
         try:

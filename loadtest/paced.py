@@ -24,7 +24,7 @@ from router.request import Model
 from router.steps import Marks
 from router.vocabulary import Vocabulary
 
-COALESCE_S = 0.025
+COALESCE_S = 0.05
 SURE, UNSURE = 0.1, 2.5
 """Nats; between them lies every threshold that one would set."""
 
