@@ -41,12 +41,18 @@ gRPC, else as a `RayTaskError` that is of its own type as well."""
 PAUSE_S = 0.05
 """Before a lost hop is tried again; doubled each time, so that Serve can notice which replica is gone."""
 
+SERIALIZED = {"request_serialization": "pickle", "response_serialization": "pickle"}
+"""Hops and chunks are plain data; Serve's default is made for functions and classes, and takes several times longer."""
 
 LATELY_S = 5.0
 """How long what a replica told of its load counts."""
 
 CONTROLLER_S = 2.0
 """How long Serve's controller may take to tell of a pool."""
+
+
+class Unheard(Exception):
+    """No replica was heard of: the hop waits for one, or the one that has it is no more."""
 
 
 class ServedPool:
@@ -110,6 +116,10 @@ class ServedPool:
                     raise Unavailable(self._model) from error
                 watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
                 await asyncio.sleep(PAUSE_S * 2**resumed)
+            except Unheard:
+                # Where it only waited, nothing is lost but its place among those that wait.
+                logger.info("no %s replica was heard of for %s; asked again", self._model, hop.request)
+                watch = Watch(self._model, hop)
             except (RayTaskError, StrangePair) as error:
                 # Where the exception a replica raised arrives wrapped, its cause is the one that was meant.
                 raise _told(getattr(error, "cause", error), self._model) from error
@@ -158,14 +168,14 @@ class ServedPool:
         ready = any(count for state, count in deployment.replica_states.items() if state == "RUNNING")
         return not ready and deployment.status in ("HEALTHY", "UPSCALING", "DOWNSCALING")
 
-    def _of(self, hop: Hop) -> Any:
-        return self._handle.options(session_id=hop.conversation or hop.request)
+    def _of(self, hop: Hop, **options: Any) -> Any:
+        return self._handle.options(session_id=hop.conversation or hop.request, **options, **SERIALIZED)
 
     async def _attempt(self, hop: Hop, deadline: float) -> AsyncGenerator[Chunk]:
         with within(hop.trace):
-            chunks = self._of(hop).options(stream=True).write.remote(hop)
+            chunks = self._of(hop, method_name="write", stream=True).remote(hop)
         patient = math.inf if self._patience_s is None else time.monotonic() + self._patience_s
-        silent = math.inf
+        silent, heard = time.monotonic() + SILENT_S, False
         try:
             while True:
                 until = min(deadline, patient, silent)
@@ -173,12 +183,12 @@ class ServedPool:
                     async with asyncio.timeout(until - time.monotonic()):
                         chunk = await anext(chunks, None)
                 except TimeoutError as error:
-                    if until == silent:
-                        raise HopLost(f"a {self._model} replica fell silent") from error
-                    raise
+                    if until != silent:
+                        raise
+                    raise (HopLost(f"a {self._model} replica fell silent") if heard else Unheard()) from error
                 if chunk is None:
                     return
-                silent = time.monotonic() + SILENT_S
+                silent, heard = time.monotonic() + SILENT_S, True
                 if chunk != PULSE:
                     patient = math.inf
                     yield chunk

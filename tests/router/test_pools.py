@@ -82,8 +82,8 @@ class Handle:
         self.write = self.describe = Method(self)
         self.app_name, self.deployment_name = "glimpse", "large"
 
-    def options(self, **_options: object) -> "Handle":
-        return self
+    def options(self, *, method_name: str | None = None, **_options: object) -> "Handle | Method":
+        return self if method_name is None else getattr(self, method_name)
 
 
 def replica(*, size: int = 3, lives: int | None = None, error: BaseException | None = None):  # type: ignore[no-untyped-def]
@@ -240,17 +240,24 @@ async def test_one_that_has_nothing_to_tell_but_lives_is_waited_for(monkeypatch:
 
 
 async def test_a_hop_that_waits_for_a_replica_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool that wakes from zero says nothing either."""
+    """A pool that wakes from zero says nothing either, and may take longer than any number of attempts."""
     monkeypatch.setattr(pools, "SILENT_S", 0.02)
+    handle = Handle(*[hang] * 9, replica())
+    told = await written(handle, hop(), attempts=3)
+    assert ids(told) == ids(await written(Handle(replica()), hop()))
+    assert told[-1].end.resumed == 0
+    assert [response.cancelled for response in handle.responses[:-1]] == [1] * 9
 
-    async def wakes(hop: Hop) -> AsyncGenerator[Chunk]:
-        await asyncio.sleep(0.2)
-        async for chunk in replica()(hop):
-            yield chunk
 
-    handle = Handle(wakes)
-    assert await written(handle, hop())
-    assert len(handle.hops) == 1
+async def test_a_hop_that_went_to_a_replica_which_was_gone_already_goes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody has noticed yet that its machine lost its power: no connection ends, and no answer comes."""
+    monkeypatch.setattr(pools, "SILENT_S", 0.02)
+    handle, began = Handle(hang, replica()), time.monotonic()
+    assert ids(await written(handle, hop())) == ids(await written(Handle(replica()), hop()))
+    assert time.monotonic() - began < 10
+    assert handle.responses[0].cancelled == 1
 
 
 async def test_a_sign_of_life_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -> None:

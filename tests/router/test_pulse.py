@@ -14,12 +14,12 @@ def chunk(n: int) -> Chunk:
     return Chunk(thought=bytes([n]))
 
 
-async def test_every_chunk_is_passed_on_after_a_sign_of_life() -> None:
+async def test_whoever_has_something_to_tell_says_just_that() -> None:
     async def writes() -> AsyncGenerator[Chunk]:
         for n in range(3):
             yield chunk(n)
 
-    assert [one async for one in beating(writes())] == [PULSE, chunk(0), chunk(1), chunk(2)]
+    assert [one async for one in beating(writes())] == [chunk(0), chunk(1), chunk(2)]
 
 
 async def test_whoever_has_nothing_to_tell_beats() -> None:
@@ -27,9 +27,20 @@ async def test_whoever_has_nothing_to_tell_beats() -> None:
         await asyncio.sleep(0.1)
         yield chunk(0)
 
-    told = [one async for one in beating(writes(), every_s=0.01)]
+    told = [one async for one in beating(writes(), first_s=0.01, every_s=0.01)]
     assert 3 < told.count(PULSE) < 15
     assert [one for one in told if one != PULSE] == [chunk(0)]
+
+
+async def test_the_first_beat_comes_sooner() -> None:
+    """The router can't tell yet whether anybody has the hop."""
+
+    async def writes() -> AsyncGenerator[Chunk]:
+        await asyncio.sleep(0.1)
+        yield chunk(0)
+
+    told = [one async for one in beating(writes(), first_s=0.01, every_s=10.0)]
+    assert told == [PULSE, chunk(0)]
 
 
 async def test_an_error_comes_through() -> None:
@@ -55,7 +66,7 @@ async def test_whoever_writes_ends_with_its_listener(cancelled: bool) -> None:
             ended.set()
 
     async def listen() -> None:
-        async with aclosing(beating(writes(), every_s=0.01)) as told:
+        async with aclosing(beating(writes(), first_s=0.01, every_s=0.01)) as told:
             beats = 0
             async for one in told:
                 beats += one == PULSE
