@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from router.request import Model
 
 START_S = 1800.0
 STOP_S = 20.0
+MEMORY = {"VLLM_CPU_KVCACHE_SPACE"}
 
 
 def settings_of(profile: Path) -> AppConfig:
@@ -65,21 +66,33 @@ def command(model: Model, pool: PoolConfig, port: int) -> list[str]:
 
 def environment_of(pool: PoolConfig) -> dict[str, str]:
     """What an engine of the pool would find in a replica, around it what this process has."""
-    return ENVIRONMENT | os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | pool.env
+    return ENVIRONMENT | own_environment(pool)
+
+
+def own_environment(pool: PoolConfig) -> dict[str, str]:
+    """What this process has, and what the pool's own settings add to it."""
+    return os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"} | pool.env
+
+
+def stock(pool: PoolConfig) -> PoolConfig:
+    """The pool for someone who sets nothing but the model: vLLM's own engine settings, and threads as it binds them.
+    Only how much memory it may take on a CPU is kept, or two would not fit beside each other."""
+    return pool.model_copy(update={"engine": {}, "env": {name: pool.env[name] for name in MEMORY & pool.env.keys()}})
 
 
 @contextmanager
-def served(pools: Mapping[Model, PoolConfig]) -> Iterator[dict[Model, str]]:
-    """A `vllm serve` for each pool, with the environment its replicas would have; their URLs."""
+def served(
+    pools: Mapping[Model, PoolConfig], environment: Callable[[PoolConfig], dict[str, str]] = environment_of
+) -> Iterator[dict[Model, str]]:
+    """A `vllm serve` for each pool, by default with the environment its replicas would have; their URLs."""
     with ExitStack() as stack:
         # One after the other: two that compile at once take longer than two in turn.
-        yield {model: stack.enter_context(_engine(model, pool)) for model, pool in pools.items()}
+        yield {model: stack.enter_context(_engine(model, pool, environment(pool))) for model, pool in pools.items()}
 
 
 @contextmanager
-def _engine(model: Model, pool: PoolConfig) -> Iterator[str]:
+def _engine(model: Model, pool: PoolConfig, environment: Mapping[str, str]) -> Iterator[str]:
     port = free_port()
-    environment = environment_of(pool)
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             command(model, pool, port), env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0

@@ -5,9 +5,12 @@
 
 Three systems answer the same problems with the same models and engine settings, greedily: `paper`, two `vllm serve`
 and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
-asked by itself; and `ours`. In every round each is started, at every number of clients warmed with problems of its own
-and measured, and ended before the next is started: a machine that is faster now than in ten minutes is so for all of
-them. Every client sends its next problem when it has the answer to the last.
+asked by itself; and `ours`. With --stock the first two have vLLM's own engine settings instead of the profile's: what
+somebody has who follows the paper and sets nothing.
+
+In every round each is started, at every number of clients warmed with problems of its own and measured, and ended
+before the next is started: a machine that is faster now than in ten minutes is so for all of them. Every client sends
+its next problem when it has the answer to the last.
 
 Latencies are to the last byte, over all problems of a round. The time to first token is to the first text of the
 reply; the paper's client has none before its first step is back. CPU seconds are those of every process of the
@@ -36,7 +39,7 @@ import numpy as np
 from deployments.config import AppConfig, PoolConfig
 from loadtest.client import each
 from loadtest.command import at_least_one, numbers, parser, run, serving
-from loadtest.engines import served, settings_of
+from loadtest.engines import environment_of, own_environment, served, settings_of, stock
 from loadtest.hard_steps import opened, tokenizer_of
 from loadtest.intervals import share
 from loadtest.paper import Limits
@@ -173,12 +176,15 @@ def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iter
     if system == "ours":
         with serving(options.url, options.profile, options.port) as url:
             yield dict.fromkeys(MODELS, url)
-    elif system == "paper":
-        with served({"small": config.small, "large": config.large}) as urls:
-            yield urls
-    else:
-        with served({"large": config.large}) as urls:
-            yield urls
+        return
+    pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
+    if system != "paper":
+        del pools["small"]
+    environment = environment_of
+    if options.stock:
+        pools, environment = {model: stock(pool) for model, pool in pools.items()}, own_environment
+    with served(pools, environment) as urls:
+        yield urls
 
 
 def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
@@ -232,6 +238,11 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--threshold", type=float, help="nats (default: the profile's)")
     made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the profile's)")
     made.add_argument(
+        "--stock",
+        action="store_true",
+        help="`vllm serve` with its own settings, not with those of the profile's engines",
+    )
+    made.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="replies as they are written (default)"
     )
     return made.parse_args(arguments)
@@ -268,7 +279,13 @@ def main() -> None:
     rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
     print(shown(rows))
     if options.json:
-        told = {"rows": rows, "seed": options.seed, "stream": ask.stream, "limits": asdict(ask.limits)}
+        told = {
+            "rows": rows,
+            "seed": options.seed,
+            "stock": options.stock,
+            "stream": ask.stream,
+            "limits": asdict(ask.limits),
+        }
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from deployments.config import PoolConfig
-from loadtest.engines import command, settings_of
+from loadtest.command import PROFILE
+from loadtest.engines import command, own_environment, settings_of, stock
 from loadtest.processes import CpuTime, kind
 from loadtest.systems import Solved
 from loadtest.versus import Round, problems, read_options, row, shown
@@ -111,3 +112,13 @@ def test_this_process_counts_as_the_client() -> None:
     began = CpuTime.now()
     sum(i * i for i in range(2_000_000))
     assert CpuTime.now().since(began)["client"] > 0
+
+
+def test_stock_servers_are_told_the_model_and_no_more() -> None:
+    pool = settings_of(PROFILE).large
+    assert "--enforce-eager" in command("large", pool, 1)
+    told = command("large", stock(pool), 1)
+    assert pool.path in told
+    assert {"--enforce-eager", "--block-size", "--distributed-executor-backend"}.isdisjoint(told)
+    added = own_environment(stock(pool)).keys() - own_environment(stock(pool.model_copy(update={"env": {}}))).keys()
+    assert added <= {"VLLM_CPU_KVCACHE_SPACE"}
