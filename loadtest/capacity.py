@@ -2,12 +2,13 @@
 
     python -m loadtest.capacity --check                        # measures a system, simulates it, tells the difference
     python -m loadtest.capacity --traces traces.json --users 10,1000,100000 --p95-s 60 \\
-        --small 7.0,0.1,48 --large 21.0,0.3,48
+        --small 7.0,0.1,48,0.02 --large 21.0,0.3,48,0.1
 
 The simulation (loadtest/simulation.py) is fed with requests as they were routed and with the paces of both engines.
---check measures both: each model alone at several numbers of requests in flight, which gives the time of an iteration
-over n hops, then routed requests, one at a time (what hops cost beside the engines) and --concurrency at a time. The
-last is what the simulation, which has not seen it, is compared with. --json then holds the traces and the paces.
+--check measures both: how long each model reads; each alone at several numbers of requests in flight, which gives
+the time of an iteration over n hops; each beside the other one at work, because here they share a machine; then routed
+requests, one at a time (what hops cost beside the engines) and --concurrency at a time. The last is what the
+simulation, which has not seen it, is compared with. --json then holds the traces and the paces.
 
 More users than --slice are not all simulated: of ten times the slice, a tenth, on a tenth of the replicas. Beyond a
 slice replicas are many enough for the rest of them to change nothing for it.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import time
@@ -34,9 +36,13 @@ from loadtest.engines import settings_of
 from loadtest.questions import Question, generated
 from loadtest.simulation import HopWork, Pace, Simulated, System, Trace, simulate, trace_of
 from loadtest.table import table
+from router.prefix import other
 from router.request import MODELS, Model
 
 IN_FLIGHT = (1, 4, 16)
+CROWD = 4
+SHORT, LONG, READINGS = 64, 512, 5
+"""Tokens of the prompts that are only read, and how many of each."""
 TARGET_BUSY = 0.6
 """Where the search for enough replicas begins: at this share of what they could do at most."""
 
@@ -44,35 +50,77 @@ TARGET_BUSY = 0.6
 async def measured(client: Client, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
     """A server's paces, the traces of its routed requests, and what they took at --concurrency."""
 
-    async def alone(model: Model, n: int) -> tuple[int, float]:
+    async def token_s(model: Model, n: int, read_s: float) -> float:
+        """Seconds a token with n requests in flight, without what their prompts took to read."""
+
         async def ask(question: Question) -> Reply:
-            return await client.chat(question.messages, model)
+            return await client.chat(question.messages, model, glimpse={"include_steps": True})
 
-        replies = await each(questions[: 2 * n], ask, concurrency=n, label=f"{model}, {n}")
-        return n, fmean(one.latency_s / one.tokens for one in replies)
+        replies = await each(questions[: max(8, 2 * n)], ask, concurrency=n, label=f"{model}, {n}")
+        return fmean((one.latency_s - read_s * _read(one)) / one.tokens for one in replies)
 
-    paces = {model: [await alone(model, n) for n in IN_FLIGHT] for model in MODELS}
+    reads_s = {model: await reading_s(client, model) for model in MODELS}
+    paces = {model: [(n, await token_s(model, n, reads_s[model])) for n in IN_FLIGHT] for model in MODELS}
+
+    async def crowded(model: Model) -> float:
+        """How many times longer a token takes beside the other model at work."""
+        working = asyncio.create_task(endlessly(client, other(model), questions))
+        try:
+            return await token_s(model, CROWD, reads_s[model]) / dict(paces[model])[CROWD]
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
     async def routed(question: Question) -> Reply:
         return await client.chat(question.messages, "glimpse", glimpse={"include_steps": True})
 
     few = await each(questions[:8], routed, concurrency=1, label="routed, 1")
-    began = time.perf_counter()
     many = await each(questions, routed, concurrency=options.concurrency, label=f"routed, {options.concurrency}")
     return {
         "seen": paces,
+        "read_s": reads_s,
+        "crowded": {model: max(1.0, await crowded(model)) for model in MODELS},
         "alone_s": fmean(one.latency_s for one in few),
         "alone": [trace_of(one) for one in few],
         "traces": [trace_of(one) for one in many],
         "latency_p50_s": median(one.latency_s for one in many),
         "latency_p95_s": float(np.percentile([one.latency_s for one in many], 95)),
-        "tokens_per_s": sum(one.tokens for one in many) / (time.perf_counter() - began),
+        # Of all places filled: towards the end of the questions they are not.
+        "tokens_per_s": options.concurrency * sum(one.tokens for one in many) / sum(one.latency_s for one in many),
     }
+
+
+async def reading_s(client: Client, model: Model) -> float:
+    """Seconds for a token of prompt, from prompts of two lengths that the server has not seen."""
+    took: dict[int, float] = {}
+    for tokens in SHORT, LONG:
+        seconds = []
+        for n in range(READINGS):
+            began = time.perf_counter()
+            await client.complete([n + 1, *range(1, tokens)], model, max_tokens=1)
+            seconds.append(time.perf_counter() - began)
+        took[tokens] = median(seconds)
+    return max(0.0, (took[LONG] - took[SHORT]) / (LONG - SHORT))
+
+
+def _read(reply: Reply) -> int:
+    """Tokens of its prompt that were in no cache."""
+    return reply.steps[0].prefix_tokens - reply.steps[0].cached_tokens if reply.steps else 0
+
+
+async def endlessly(client: Client, model: Model, questions: Sequence[Question]) -> None:
+    """Keeps a model at work until it is cancelled."""
+
+    async def ask(n: int) -> None:
+        for turn in itertools.count(n, CROWD):
+            await client.chat(questions[turn % len(questions)].messages, model)
+
+    await asyncio.gather(*map(ask, range(CROWD)))
 
 
 def hop_s(alone_s: float, alone: Sequence[Trace], paces: dict[Model, Pace]) -> float:
     """What a hop costs beside the engine: what is left of the time of requests that had the engines to themselves."""
-    engines = fmean(sum(hop.tokens * paces[hop.pool].iteration_s(1) for hop in trace) for trace in alone)
+    engines = fmean(sum(paces[hop.pool].alone_s(hop) for hop in trace) for trace in alone)
     return max(0.0, (alone_s - engines) / fmean(len(trace) for trace in alone))
 
 
@@ -101,7 +149,7 @@ def _at_least(system: System, traces: Sequence[Trace], users: int, model: Model,
     """Replicas that could bear the load if it came evenly."""
     pace = system.paces[model]
     tokens = fmean(sum(hop.tokens for hop in trace if hop.pool == model) for trace in traces)
-    alone = fmean(sum(hop.tokens * system.paces[hop.pool].iteration_s(1) for hop in trace) for trace in traces)
+    alone = fmean(sum(system.paces[hop.pool].alone_s(hop) for hop in trace) for trace in traces)
     wanted = users * tokens / (think_s + alone)
     return max(1, math.ceil(wanted / (TARGET_BUSY * pace.places / pace.iteration_s(pace.places))))
 
@@ -125,28 +173,31 @@ def traces_of(path: Path) -> list[Trace]:
     """From what --check wrote."""
     try:
         read = json.loads(path.read_text())["traces"]
-        return [tuple(HopWork(pool, tokens) for pool, tokens in trace) for trace in read]
+        return [tuple(HopWork(*hop) for hop in trace) for trace in read]
     except (OSError, ValueError, KeyError, TypeError):
         raise MeasuringError(f"{path} has no traces: it needs what --check writes with --json") from None
 
 
 def pace(text: str) -> Pace:
-    """BASE_MS,EACH_MS,PLACES"""
+    """BASE_MS,EACH_MS,PLACES[,READ_MS]"""
     try:
-        base_ms, each_ms, places = (float(word) for word in text.split(","))
+        base_ms, each_ms, places, read_ms = (float(word) for word in f"{text},0".split(",")[:4])
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers: ms, ms a hop, places") from None
-    return Pace(base_ms / 1000, each_ms / 1000, int(places))
+        raise argparse.ArgumentTypeError(f"{text!r} is not ms, ms a hop, places, ms a token read") from None
+    return Pace(base_ms / 1000, each_ms / 1000, int(places), read_ms / 1000)
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.capacity", __doc__, concurrency=8)
     made.add_argument("--check", action="store_true", help="measure a system and compare the simulation with it")
-    made.add_argument("--problems", type=at_least_one, default=64, help="of --check (default: %(default)s)")
+    made.add_argument("--problems", type=at_least_one, default=128, help="of --check (default: %(default)s)")
     made.add_argument("--traces", type=Path, metavar="FILE", help="requests: the --json of an earlier --check")
     for model in MODELS:
         made.add_argument(
-            f"--{model}", type=pace, metavar="MS,MS,N", help="time of an iteration: base, each hop; places"
+            f"--{model}",
+            type=pace,
+            metavar="MS,MS,N[,MS]",
+            help="time of an iteration: base, each hop; places; each token read",
         )
     made.add_argument("--hop-ms", type=float, default=5.0, help="of a hop beside the engine (default: %(default)s)")
     made.add_argument("--users", type=numbers, default=[10, 1000, 100_000], metavar="N,…")
@@ -173,7 +224,14 @@ def checked(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "small": config.small.max_ongoing_requests,
         "large": config.large.max_ongoing_requests,
     }
-    paces = {model: Pace.fitted(told["seen"][model], places[model]) for model in MODELS}
+    paces = {
+        model: replace(
+            Pace.fitted(told["seen"][model], places[model]),
+            read_s=told["read_s"][model],
+            crowded=told["crowded"][model],
+        )
+        for model in MODELS
+    }
     system = System(dict.fromkeys(MODELS, 1), paces, hop_s(told["alone_s"], told["alone"], paces))
     rows = compared(system, told, options)
     report = [(name, f"{real:.2f}", f"{made:.2f}", f"{made / real - 1:+.0%}") for name, real, made in rows]
@@ -181,7 +239,7 @@ def checked(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {
         "paces": {model: asdict(one) for model, one in paces.items()},
         "hop_s": system.hop_s,
-        "traces": [[(hop.pool, hop.tokens) for hop in trace] for trace in told["traces"]],
+        "traces": [[(hop.pool, hop.tokens, hop.reads) for hop in trace] for trace in told["traces"]],
         "check": [{"figure": name, "measured": real, "simulated": made} for name, real, made in rows],
     }, text
 

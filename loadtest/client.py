@@ -124,8 +124,8 @@ class Client:
         """A greedy chat completion; fields that are None are left out."""
         return await self._ask("/v1/chat/completions", {"model": model, "messages": list(messages), **fields}, headers)
 
-    async def complete(self, prompt: str, model: str, **fields: object) -> Reply:
-        """A greedy completion of a raw prompt."""
+    async def complete(self, prompt: str | Sequence[int], model: str, **fields: object) -> Reply:
+        """A greedy completion of a raw prompt, as text or as token IDs."""
         return await self._ask("/v1/completions", {"model": model, "prompt": prompt, **fields})
 
     async def _ask(self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Reply:

@@ -1,8 +1,10 @@
 """Router and pools as a discrete-event simulation: how long requests take on so many replicas.
 
 A request is the hops it took in a measured run. A replica decodes all its hops together, one token each per iteration;
-an iteration takes longer the more hops there are. It has so many places; hops that find none wait, first come first
-served. Between hops a request spends what the router and Serve need. Users ask, read the reply, think, and ask again.
+an iteration takes longer the more hops there are, and one in which a hop begins takes as much longer as it has tokens
+to read. Whoever comes while an iteration is under way waits for its end. There are so many places; hops that find none
+wait, first come first served. Between hops a request spends what the router and Serve need. Pools that share a
+machine's cores slow each other down. Users ask, read the reply, think, and ask again.
 """
 
 from __future__ import annotations
@@ -10,22 +12,25 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import simpy
 
 from loadtest.client import Reply
+from router.prefix import other
 from router.request import Model
 
 
 @dataclass(frozen=True, slots=True)
 class HopWork:
-    """Tokens that one hop writes, what a failed glimpse threw away included."""
+    """Tokens that one hop writes, what a failed glimpse threw away included, and those it reads first: what its prefix
+    holds and the pool has not in its KV cache."""
 
     pool: Model
     tokens: int
+    reads: int = 0
 
 
 Trace = tuple[HopWork, ...]
@@ -33,14 +38,22 @@ Trace = tuple[HopWork, ...]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of an iteration over n hops: `base_s + n * each_s`. places: hops at a time in a replica."""
+    """Seconds of an iteration over n hops: `base_s + n * each_s`, and `read_s` for each token that is read in it.
+    places: hops at a time in a replica. crowded: how many times longer all that takes while the other pool is at work;
+    1 where each has a machine, or a GPU, of its own."""
 
     base_s: float
     each_s: float
     places: int
+    read_s: float = 0.0
+    crowded: float = 1.0
 
     def iteration_s(self, hops: int) -> float:
         return self.base_s + hops * self.each_s
+
+    def alone_s(self, hop: HopWork) -> float:
+        """Of a hop that has the replica to itself."""
+        return hop.reads * self.read_s + hop.tokens * self.iteration_s(1)
 
     @classmethod
     def fitted(cls, seen: Iterable[tuple[int, float]], places: int) -> Pace:
@@ -85,49 +98,69 @@ class Replica:
     def __init__(self, world: simpy.Environment, pace: Pace) -> None:
         self._world, self._pace = world, pace
         self._left: dict[simpy.Event, float] = {}
-        self._waiting: deque[tuple[simpy.Event, float]] = deque()
+        self._waiting: deque[tuple[simpy.Event, HopWork]] = deque()
+        self._reading_s = 0.0
         self._since = 0.0
         self._alarm = 0
         self.busy_s = 0.0
+        self.neighbours: Sequence[Replica] = ()
 
     @property
     def hops(self) -> int:
         return len(self._left) + len(self._waiting)
 
-    def write(self, tokens: int) -> simpy.Event:
-        """An event that comes when so many tokens have been written."""
-        self._catch_up()
+    def write(self, hop: HopWork) -> simpy.Event:
+        """An event that comes when the hop is written."""
         over = self._world.event()
-        self._waiting.append((over, float(tokens)))
-        self._go_on()
+        self._catch_up_all()
+        self._waiting.append((over, hop))
+        self._go_on_all()
         return over
+
+    @property
+    def _slowness(self) -> float:
+        return self._pace.crowded if any(one._left for one in self.neighbours) else 1.0
+
+    def _catch_up_all(self) -> None:
+        for one in (self, *self.neighbours):
+            one._catch_up()
+
+    def _go_on_all(self) -> None:
+        # Before the neighbours, who are slowed down by what this one has to do.
+        for one in (self, *self.neighbours):
+            one._go_on()
 
     def _catch_up(self) -> None:
         passed, self._since = self._world.now - self._since, self._world.now
         if self._left:
             self.busy_s += passed
-            written = passed / self._pace.iteration_s(len(self._left))
+            worked = passed / self._slowness
+            read = min(self._reading_s, worked)
+            self._reading_s -= read
+            written = (worked - read) / self._pace.iteration_s(len(self._left))
             for hop in self._left:
                 self._left[hop] -= written
 
     def _go_on(self) -> None:
         while self._waiting and len(self._left) < self._pace.places:
-            hop, tokens = self._waiting.popleft()
-            self._left[hop] = tokens
+            over, hop = self._waiting.popleft()
+            # On average half of an iteration is still to come.
+            self._left[over] = hop.tokens + (0.5 if self._left else 0.0)
+            self._reading_s += hop.reads * self._pace.read_s
         self._alarm += 1
         if self._left:
             self._world.process(self._until_next(self._alarm))
 
     def _until_next(self, alarm: int) -> Generator[simpy.Event, Any, None]:
         least = max(0.0, min(self._left.values()))
-        yield self._world.timeout(least * self._pace.iteration_s(len(self._left)))
+        yield self._world.timeout((self._reading_s + least * self._pace.iteration_s(len(self._left))) * self._slowness)
         # Had a hop come meanwhile, everything would take longer than was thought.
         if alarm == self._alarm:
-            self._catch_up()
+            self._catch_up_all()
             for hop in [hop for hop, left in self._left.items() if left <= 1e-9]:
                 del self._left[hop]
                 hop.succeed()
-            self._go_on()
+            self._go_on_all()
 
 
 def simulate(
@@ -136,6 +169,10 @@ def simulate(
     """So many users over so long a time; the first tenth, in which the system fills, is not counted."""
     world = simpy.Environment()
     pools = {model: [Replica(world, system.paces[model]) for _ in range(n)] for model, n in system.replicas.items()}
+    for model, replicas in pools.items():
+        if system.paces[model].crowded != 1.0:
+            for one in replicas:
+                one.neighbours = pools[other(model)]
     dice = random.Random(seed)
     begin = seconds / 10
     latencies: list[float] = []
@@ -150,7 +187,7 @@ def simulate(
             home = {model: min(replicas, key=lambda one: one.hops) for model, replicas in pools.items()}
             for hop in trace:
                 yield world.timeout(system.hop_s)
-                yield home[hop.pool].write(hop.tokens)
+                yield home[hop.pool].write(hop)
             if asked >= begin:
                 latencies.append(world.now - asked)
             if world.now >= begin:
@@ -169,13 +206,21 @@ def trace_of(reply: Reply) -> Trace:
     hops: list[HopWork] = []
     for step in reply.steps:
         if hops and step.model == "small" == hops[-1].pool:
-            hops[-1] = HopWork("small", hops[-1].tokens + step.tokens)
+            hops[-1] = replace(hops[-1], tokens=hops[-1].tokens + step.tokens)
         else:
-            hops.append(HopWork(step.model, step.tokens))  # type: ignore[arg-type]
+            hops.append(HopWork(step.model, step.tokens, step.prefix_tokens - step.cached_tokens))  # type: ignore[arg-type]
     # Every large step was glimpsed at first, by one token that was thrown away.
-    hops = [HopWork(h.pool, h.tokens + (h.pool == "small" and n + 1 < len(hops))) for n, h in enumerate(hops)]
+    hops = [replace(h, tokens=h.tokens + (h.pool == "small" and n + 1 < len(hops))) for n, h in enumerate(hops)]
     answer = reply.tokens - sum(step.tokens for step in reply.steps)
     by_large = reply.large_tokens - sum(step.tokens for step in reply.steps if step.model == "large")
     if answer > 0:
-        hops.append(HopWork("large" if by_large else "small", answer))
+        hops.append(HopWork("large", answer, _unread(reply)) if by_large else HopWork("small", answer))
     return tuple(hops)
+
+
+def _unread(reply: Reply) -> int:
+    """Tokens that the large model has not read when it is asked for the answer; steps tell only of the thinking."""
+    unread = reply.steps[0].prefix_tokens if reply.steps else 0
+    for step in reply.steps:
+        unread = 0 if step.model == "large" else unread + step.tokens
+    return unread

@@ -5,11 +5,12 @@ import simpy
 
 from loadtest.client import Reply, Step
 from loadtest.simulation import HopWork, Pace, Replica, System, simulate, trace_of
+from router.request import MODELS
 
 PACE = Pace(base_s=0.01, each_s=0.0, places=4)
 
 
-def finished(pace: Pace, *hops: tuple[float, int]) -> list[float]:
+def finished(pace: Pace, *hops: tuple[float, int], reads: int = 0) -> list[float]:
     """When each of these hops (arrival, tokens) was written by one replica."""
     world = simpy.Environment()
     replica = Replica(world, pace)
@@ -17,7 +18,7 @@ def finished(pace: Pace, *hops: tuple[float, int]) -> list[float]:
 
     def come(n: int, at: float, tokens: int):
         yield world.timeout(at)
-        yield replica.write(tokens)
+        yield replica.write(HopWork("small", tokens, reads))
         ends[n] = world.now
 
     for n, (at, tokens) in enumerate(hops):
@@ -31,13 +32,42 @@ def test_a_hop_alone_takes_its_tokens_times_an_iteration() -> None:
 
 
 def test_hops_share_an_iteration() -> None:
-    assert finished(PACE, (0.0, 100), (0.5, 100)) == [pytest.approx(1.0), pytest.approx(1.5)]
+    # The second one comes while an iteration is under way, and waits for half of one.
+    assert finished(PACE, (0.0, 100), (0.5, 100)) == [pytest.approx(1.0), pytest.approx(1.505)]
 
 
 def test_more_hops_make_longer_iterations() -> None:
     pace = Pace(base_s=0.0, each_s=0.01, places=4)
     # 50 tokens alone (0.5 s), then both at half the rate: 1 s for the first one's other 50, then 50 alone.
-    assert finished(pace, (0.0, 100), (0.5, 100)) == [pytest.approx(1.5), pytest.approx(2.0)]
+    assert finished(pace, (0.0, 100), (0.5, 100)) == [pytest.approx(1.5), pytest.approx(2.005)]
+
+
+def test_what_one_hop_reads_keeps_all_of_them_waiting() -> None:
+    pace = Pace(0.01, 0.0, places=4, read_s=0.001)
+    assert finished(pace, (0.0, 100), reads=200) == [pytest.approx(1.2)]
+    # The first one has 0.3 s of tokens left when the second one's 0.2 s of reading begins.
+    first, second = finished(pace, (0.0, 100), (0.9, 100), reads=200)
+    assert first == pytest.approx(1.4)
+    assert second == pytest.approx(2.105)
+
+
+def test_pools_that_share_cores_slow_each_other_down() -> None:
+    own = Pace(0.01, 0.0, places=8)
+    shared = Pace(0.01, 0.0, places=8, crowded=2.0)
+    seen = [
+        simulate(
+            System({"small": 1, "large": 1}, dict.fromkeys(MODELS, pace), 0.0),
+            traces,
+            users=2,
+            think_s=0.0,
+            seconds=200,
+            seed=1,
+        )
+        for pace, traces in [(own, [TRACE]), (shared, [TRACE]), (shared, [TRACE[:1]])]
+    ]
+    apart, together, one_pool = (one.latency_s(50) for one in seen)
+    assert together > 1.1 * apart
+    assert one_pool == pytest.approx(0.5, rel=0.02)
 
 
 def test_who_finds_no_place_waits_for_one() -> None:
@@ -83,12 +113,17 @@ def test_a_pace_is_fitted_to_what_was_measured() -> None:
 
 def test_a_trace_groups_easy_steps_and_counts_glimpses_and_the_answer() -> None:
     steps = [("small", 10), ("small", 5), ("large", 20), ("small", 7), ("large", 9)]
-    told = tuple(Step(n, model, 0.1, tokens, 1.0, "") for n, (model, tokens) in enumerate(steps))
+    told = tuple(Step(n, model, 0.1, tokens, 1.0, "", 90 + n, 64) for n, (model, tokens) in enumerate(steps))
     reply = Reply("", "", 61, 51, 39, 1.0, 5, 2, told)
     assert trace_of(reply) == (
-        HopWork("small", 16),
-        HopWork("large", 20),
-        HopWork("small", 8),
-        HopWork("large", 9),
+        HopWork("small", 16, reads=26),
+        HopWork("large", 20, reads=28),
+        HopWork("small", 8, reads=29),
+        HopWork("large", 9, reads=30),
         HopWork("large", 10),
     )
+
+
+def test_a_large_model_that_answers_reads_what_it_has_not() -> None:
+    told = tuple(Step(n, "small", 0.1, 10, 1.0, "", 90, 0) for n in range(2))
+    assert trace_of(Reply("", "", 25, 20, 5, 1.0, 2, 0, told))[-1] == HopWork("large", 5, reads=110)
