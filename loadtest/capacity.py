@@ -29,12 +29,13 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from loadtest.client import Client, Reply, each
 from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
 from loadtest.engines import settings_of
 from loadtest.questions import Question, generated
-from loadtest.simulation import HopWork, Pace, Simulated, System, Trace, simulate, trace_of
+from loadtest.simulation import HopWork, Pace, Simulated, System, Trace, lengthened, simulate, trace_of
 from loadtest.table import table
 from router.prefix import other
 from router.request import MODELS, Model
@@ -43,8 +44,6 @@ IN_FLIGHT = (1, 4, 16)
 CROWD = 4
 SHORT, LONG, READINGS = 64, 512, 5
 """Tokens of the prompts that are only read, and how many of each."""
-TARGET_BUSY = 0.6
-"""Where the search for enough replicas begins: at this share of what they could do at most."""
 
 
 async def measured(client: Client, questions: Sequence[Question], options: argparse.Namespace) -> dict[str, Any]:
@@ -126,23 +125,28 @@ def hop_s(alone_s: float, alone: Sequence[Trace], paces: dict[Model, Pace]) -> f
 
 def needed(
     system: System, traces: Sequence[Trace], users: int, options: argparse.Namespace
-) -> tuple[System, Simulated]:
-    """The fewest replicas with which `users` keep within --p95-s: whichever pool is busier gets the next one."""
-    part = min(users, options.slice)
-    replicas = {model: _at_least(system, traces, part, model, options.think_s) for model in MODELS}
-    limit = {model: n + part for model, n in replicas.items()}
-    while True:
-        tried = replace(system, replicas=dict(replicas))
-        seen = simulate(tried, traces, users=part, think_s=options.think_s, seconds=options.seconds, seed=options.seed)
-        if not seen.latencies_s:
-            raise MeasuringError("no request came to its end: simulate longer with --seconds")
-        if seen.latency_s(95) <= options.p95_s:
-            whole = {model: math.ceil(n * users / part) for model, n in replicas.items()}
-            return replace(tried, replicas=whole), seen
-        busier: Model = max(MODELS, key=lambda model: seen.busy[model])
-        if replicas[busier] > limit[busier]:
-            raise MeasuringError(f"no number of replicas keeps p95 within {options.p95_s:g} s: engines are too slow")
-        replicas[busier] += max(1, replicas[busier] // 8)
+) -> tuple[dict[Model, int], Simulated]:
+    """The fewest replicas with which `users` keep within --p95-s: whichever pool is fuller gets the next one."""
+    replicas = {model: _at_least(system, traces, users, model, options.think_s) for model in MODELS}
+    limit = {model: n + users for model, n in replicas.items()}
+    with tqdm(desc=f"{users} users", unit=" tried", leave=False) as progress:
+        while True:
+            tried = replace(system, replicas=dict(replicas))
+            seen = simulate(
+                tried, traces, users=users, think_s=options.think_s, seconds=options.seconds, seed=options.seed
+            )
+            if not seen.latencies_s:
+                raise MeasuringError("no request came to its end: simulate longer with --seconds")
+            if seen.latency_s(95) <= options.p95_s:
+                return replicas, seen
+            progress.set_postfix(replicas, p95=f"{seen.latency_s(95):.1f} s")
+            progress.update()
+            fuller: Model = max(MODELS, key=lambda model: seen.taken[model])
+            if replicas[fuller] > limit[fuller]:
+                raise MeasuringError(
+                    f"no number of replicas keeps p95 within {options.p95_s:g} s: engines are too slow"
+                )
+            replicas[fuller] += max(1, replicas[fuller] // 8)
 
 
 def _at_least(system: System, traces: Sequence[Trace], users: int, model: Model, think_s: float) -> int:
@@ -151,7 +155,7 @@ def _at_least(system: System, traces: Sequence[Trace], users: int, model: Model,
     tokens = fmean(sum(hop.tokens for hop in trace if hop.pool == model) for trace in traces)
     alone = fmean(sum(system.paces[hop.pool].alone_s(hop) for hop in trace) for trace in traces)
     wanted = users * tokens / (think_s + alone)
-    return max(1, math.ceil(wanted / (TARGET_BUSY * pace.places / pace.iteration_s(pace.places))))
+    return max(1, math.ceil(wanted * pace.iteration_s(pace.places) / pace.places))
 
 
 def compared(system: System, told: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, float, float]]:
@@ -199,6 +203,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             metavar="MS,MS,N[,MS]",
             help="time of an iteration: base, each hop; places; each token read",
         )
+    made.add_argument(
+        "--tokens", type=int, default=0, help="that each request writes at least: the traces go on so long"
+    )
     made.add_argument("--hop-ms", type=float, default=5.0, help="of a hop beside the engine (default: %(default)s)")
     made.add_argument("--users", type=numbers, default=[10, 1000, 100_000], metavar="N,…")
     made.add_argument("--think-s", type=float, default=30.0, help="between reply and question (default: %(default)s)")
@@ -245,20 +252,22 @@ def checked(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def planned(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    traces = traces_of(options.traces)
+    traces = lengthened(traces_of(options.traces), options.tokens, options.seed)
     paces: dict[Model, Pace] = {"small": options.small, "large": options.large}
+    system = System({}, paces, options.hop_ms / 1000)
+    parts = {users: min(users, options.slice) for users in options.users}
+    found = {part: needed(system, traces, part, options) for part in sorted(set(parts.values()))}
     rows = []
-    for users in options.users:
-        found, seen = needed(System({}, paces, options.hop_ms / 1000), traces, users, options)
+    for users, part in parts.items():
+        replicas, seen = found[part]
         rows.append(
             {
                 "users": users,
-                "small_replicas": found.replicas["small"],
-                "large_replicas": found.replicas["large"],
+                **{f"{model}_replicas": math.ceil(n * users / part) for model, n in replicas.items()},
                 "latency_p50_s": seen.latency_s(50),
                 "latency_p95_s": seen.latency_s(95),
-                "tokens_per_s": seen.tokens_per_s * users / min(users, options.slice),
-                "busy": seen.busy,
+                "tokens_per_s": seen.tokens_per_s * users / part,
+                "places": seen.taken,
             }
         )
     cells = [
@@ -268,11 +277,11 @@ def planned(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"{one['latency_p50_s']:.1f} s",
             f"{one['latency_p95_s']:.1f} s",
             f"{one['tokens_per_s']:.0f}",
-            *(f"{one['busy'][model]:.0%}" for model in MODELS),  # type: ignore[index]
+            *(f"{one['places'][model]:.0%}" for model in MODELS),  # type: ignore[index]
         )
         for one in rows
     ]
-    heads = ("users", "small", "large", "p50", "p95", "tokens/s", "small busy", "large busy")
+    heads = ("users", "small", "large", "p50", "p95", "tokens/s", "small places", "large places")
     return {"rows": rows}, table(heads, cells)
 
 

@@ -77,12 +77,12 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What came of it. busy: share of the time that a pool's replicas had something to do."""
+    """What came of it. taken: share of a pool's places that were taken, on average; above 1 hops waited for one."""
 
     latencies_s: tuple[float, ...]
     tokens: int
     seconds: float
-    busy: dict[Model, float]
+    taken: dict[Model, float]
 
     def latency_s(self, percent: float) -> float:
         return float(np.percentile(self.latencies_s, percent))
@@ -102,7 +102,7 @@ class Replica:
         self._reading_s = 0.0
         self._since = 0.0
         self._alarm = 0
-        self.busy_s = 0.0
+        self.taken_s = 0.0
         self.neighbours: Sequence[Replica] = ()
 
     @property
@@ -132,8 +132,8 @@ class Replica:
 
     def _catch_up(self) -> None:
         passed, self._since = self._world.now - self._since, self._world.now
+        self.taken_s += passed * self.hops / self._pace.places
         if self._left:
-            self.busy_s += passed
             worked = passed / self._slowness
             read = min(self._reading_s, worked)
             self._reading_s -= read
@@ -197,8 +197,21 @@ def simulate(
     for _ in range(users):
         world.process(user())
     world.run(until=seconds)
-    busy = {model: sum(one.busy_s for one in replicas) / len(replicas) / seconds for model, replicas in pools.items()}
-    return Simulated(tuple(latencies), tokens, seconds - begin, busy)
+    taken = {model: sum(one.taken_s for one in replicas) / len(replicas) / seconds for model, replicas in pools.items()}
+    return Simulated(tuple(latencies), tokens, seconds - begin, taken)
+
+
+def lengthened(traces: Sequence[Trace], tokens: int, seed: int) -> list[Trace]:
+    """Each request gone on with, by others drawn by chance, until it writes so many tokens: the steps of short
+    reasoning as long reasoning would have them. The question of each part is read as well."""
+    dice = random.Random(seed)
+    longer: list[Trace] = []
+    for trace in traces:
+        hops = list(trace)
+        while sum(hop.tokens for hop in hops) < tokens:
+            hops.extend(dice.choice(traces))
+        longer.append(tuple(hops))
+    return longer
 
 
 def trace_of(reply: Reply) -> Trace:

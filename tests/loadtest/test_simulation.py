@@ -4,7 +4,7 @@ import pytest
 import simpy
 
 from loadtest.client import Reply, Step
-from loadtest.simulation import HopWork, Pace, Replica, System, simulate, trace_of
+from loadtest.simulation import HopWork, Pace, Replica, System, lengthened, simulate, trace_of
 from router.request import MODELS
 
 PACE = Pace(base_s=0.01, each_s=0.0, places=4)
@@ -87,7 +87,7 @@ def test_a_single_user_sees_the_sum_of_the_hops() -> None:
     seen = simulate(system(), [TRACE], users=1, think_s=0.0, seconds=200, seed=1)
     assert seen.latency_s(50) == pytest.approx(0.1 * 3 + 1.0)
     assert seen.tokens_per_s == pytest.approx(100 / 1.3, rel=0.02)
-    assert seen.busy["large"] == pytest.approx(0.2 / 1.3, rel=0.05)
+    assert seen.taken["large"] == pytest.approx(0.2 / 1.3 / 8, rel=0.05)
 
 
 def test_littles_law_holds() -> None:
@@ -127,3 +127,11 @@ def test_a_trace_groups_easy_steps_and_counts_glimpses_and_the_answer() -> None:
 def test_a_large_model_that_answers_reads_what_it_has_not() -> None:
     told = tuple(Step(n, "small", 0.1, 10, 1.0, "", 90, 0) for n in range(2))
     assert trace_of(Reply("", "", 25, 20, 5, 1.0, 2, 0, told))[-1] == HopWork("large", 5, reads=110)
+
+
+def test_requests_go_on_until_they_are_as_long_as_wanted() -> None:
+    longer = lengthened([TRACE, TRACE[:1]], 250, seed=1)
+    assert len(longer) == 2
+    assert all(250 <= sum(hop.tokens for hop in trace) < 350 for trace in longer)
+    assert longer[0][: len(TRACE)] == TRACE
+    assert lengthened([TRACE], 0, seed=1) == [TRACE]
