@@ -1,6 +1,6 @@
 """What the controller does under a ramp: latency, quality and the large model's share, with it and without.
 
-    python -m loadtest.steering --rates 3,6,9,12,15 --seconds 20
+    python -m loadtest.steering --rates 4,8,12,16,20,8,4 --seconds 25
 
 Starts the profile twice, without a controller and with one, and offers both the same ramp: at each rate requests come
 as a Poisson process for so many seconds, whether or not earlier ones are answered. Right is counted over the answers
@@ -144,10 +144,10 @@ def shown(levels: Sequence[Level]) -> str:
 
 def main() -> None:
     options_of = parser("loadtest.steering", __doc__, concurrency=None)
-    options_of.add_argument("--rates", type=numbers, default=[3, 6, 9, 12, 15, 6, 3], help="requests per second")
-    options_of.add_argument("--seconds", type=at_least_one, default=20, help="of each rate")
+    options_of.add_argument("--rates", type=numbers, default=[4, 8, 12, 16, 20, 8, 4], help="requests per second")
+    options_of.add_argument("--seconds", type=at_least_one, default=25, help="of each rate")
     options_of.add_argument("--load", type=float, default=0.25, help="the controller's target (default: %(default)s)")
-    options_of.add_argument("--highest", type=float, default=2.9, help="its highest threshold (default: %(default)s)")
+    options_of.add_argument("--highest", type=float, default=2.9957, help="its highest threshold (default: %(default)s)")
     options = options_of.parse_args()
     count = int(1.5 * sum(options.rates) * options.seconds) + 100
     questions = generated(options.seed, count)
