@@ -6,9 +6,9 @@
 Times are counted from when a request was due, whether or not it could be sent by then. Each locust user sends an equal
 part of --rate, so --users (1 by default) and workers share the sending, not the amount of traffic. Beside the requests
 (by tenant) the statistics list under `glimpse`, in milliseconds unless the name says otherwise: the time to first
-token, the time between pieces of text, the time of each step, escalations a request, and the large model's share of
-tokens in percent; and under `refused` what the server turned away (429, 503), which is no failure. Locust's
-`Aggregated` line mixes all of these: read the others.
+token, the time between pieces of text, the time of each step, escalations a request, and in percent the large model's
+share of tokens and the right answers; and under `refused` what the server turned away (429, 503), which is no failure.
+Locust's `Aggregated` line mixes all of these: read the others.
 
 The exit status is 1 if any --max-… is exceeded, or nothing was answered.
 """
@@ -131,9 +131,10 @@ class Client(User):
             failure = RuntimeError(seen.error or "the stream broke off")
         self.tell(asked.tenant.name, asked.kind, time.perf_counter() - due, length=length, failure=failure)
         if failure is None:
-            self.account(seen)
+            self.account(seen, right=seen.answer == asked.answer)
 
-    def account(self, seen: Observed) -> None:
+    def account(self, seen: Observed, *, right: bool) -> None:
+        self.tell("glimpse", "right (percent)", 0.1 * right)
         if seen.first_s is not None:
             self.tell("glimpse", "time to first token", seen.first_s)
         for gap in seen.gaps_s:

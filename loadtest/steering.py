@@ -147,7 +147,9 @@ def main() -> None:
     options_of.add_argument("--rates", type=numbers, default=[4, 8, 12, 16, 20, 8, 4], help="requests per second")
     options_of.add_argument("--seconds", type=at_least_one, default=25, help="of each rate")
     options_of.add_argument("--load", type=float, default=0.25, help="the controller's target (default: %(default)s)")
-    options_of.add_argument("--highest", type=float, default=2.9957, help="its highest threshold (default: %(default)s)")
+    options_of.add_argument(
+        "--highest", type=float, default=2.9957, help="its highest threshold (default: %(default)s)"
+    )
     options = options_of.parse_args()
     count = int(1.5 * sum(options.rates) * options.seconds) + 100
     questions = generated(options.seed, count)

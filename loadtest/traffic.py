@@ -14,6 +14,7 @@ import yaml
 
 from loadtest.command import MeasuringError
 from loadtest.questions import Question
+from router.answers import Answer, extract
 
 REFUSED = (429, 503)
 
@@ -51,11 +52,12 @@ def tenants(path: Path | None) -> list[Tenant]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request. kind: what it is listed under."""
+    """One request. kind: what it is listed under. answer: the right one."""
 
     tenant: Tenant
     kind: str
     body: Mapping[str, object]
+    answer: Answer
 
     @property
     def streamed(self) -> bool:
@@ -90,7 +92,8 @@ class Mix:
         body: dict[str, object] = {"messages": messages, **self.fields}
         if streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return Asked(tenant, f"{'chat' if chat else 'question'}, {'streamed' if streamed else 'whole'}", body)
+        kind = f"{'chat' if chat else 'question'}, {'streamed' if streamed else 'whole'}"
+        return Asked(tenant, kind, body, question.answer)
 
 
 @dataclass(slots=True)
@@ -103,8 +106,13 @@ class Observed:
     escalations: int | None = None
     large_token_share: float | None = None
     tokens: int = 0
+    content: str = ""
     error: str | None = None
     complete: bool = False
+
+    @property
+    def answer(self) -> Answer | None:
+        return extract(self.content)
 
     def whole(self, body: Mapping[str, Any]) -> None:
         """A reply in one piece."""
@@ -112,6 +120,7 @@ class Observed:
         for step in (body.get("glimpse") or {}).get("steps", ()):
             self._step(step)
         self._usage(body.get("usage") or {})
+        self.content = body["choices"][0]["message"].get("content") or ""
         self.complete = True
 
     def streamed(self, lines: Iterable[bytes], clock: Callable[[], float]) -> None:
@@ -133,7 +142,9 @@ class Observed:
                 self._step(told["step"])
             self._account(told)
             self._usage(chunk.get("usage") or {})
-            if any(_says(choice.get("delta") or {}) for choice in chunk["choices"]):
+            deltas = [choice.get("delta") or {} for choice in chunk["choices"]]
+            self.content += "".join(delta.get("content") or "" for delta in deltas)
+            if any(map(_says, deltas)):
                 now = clock()
                 if last is None:
                     self.first_s = now

@@ -43,7 +43,7 @@ def test_a_run_within_its_bounds_passes_and_lists_what_routing_did(
     assert {name for _, name in requests} == {"chat, streamed", "chat, whole", "question, streamed", "question, whole"}
     answered, streamed = sum(requests.values()), sum(n for (_, name), n in requests.items() if "streamed" in name)
     assert counts["glimpse", "step by small"] == counts["glimpse", "escalations (number)"] == answered
-    assert counts["glimpse", "large share (percent)"] == answered
+    assert counts["glimpse", "large share (percent)"] == counts["glimpse", "right (percent)"] == answered
     assert counts["glimpse", "time to first token"] == counts["glimpse", "time between pieces"] == streamed
     assert abs(counts["refused", "429"] - answered / 3) <= 1
     assert "large share" in (tmp_path / "report.html").read_text()

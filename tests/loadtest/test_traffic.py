@@ -83,6 +83,7 @@ def test_requests_are_mixed_in_the_wanted_shares() -> None:
     assert [message["role"] for message in chat.body["messages"]] == ["user", "assistant", "user"]  # type: ignore[attr-defined]
     assert chat.streamed
     assert chat.body["model"] == "glimpse"
+    assert {one.answer for one in drawn} == {one.answer for one in QUESTIONS}
 
 
 def event(delta: dict[str, str] | None = None, **fields: object) -> bytes:
@@ -113,6 +114,8 @@ def test_a_stream_tells_its_first_token_its_gaps_and_its_steps() -> None:
     assert seen.gaps_s == [0.25, 0.75]
     assert seen.steps == [("large", 12.5)]
     assert (seen.escalations, seen.large_token_share, seen.tokens) == (2, 0.3, 9)
+    assert seen.content == "4"
+    assert seen.answer == 4
     assert seen.complete
 
 
@@ -127,8 +130,13 @@ def test_a_stream_that_breaks_off_is_not_complete() -> None:
 def test_a_whole_reply_tells_the_same() -> None:
     seen = Observed()
     seen.whole(
-        {"glimpse": {"escalations": 1, "large_token_share": 0.2, "steps": [STEP]}, "usage": {"completion_tokens": 5}}
+        {
+            "choices": [{"message": {"reasoning_content": "so on, 3", "content": "It is 4."}}],
+            "glimpse": {"escalations": 1, "large_token_share": 0.2, "steps": [STEP]},
+            "usage": {"completion_tokens": 5},
+        }
     )
+    assert seen.answer == 4
     assert (seen.steps, seen.escalations, seen.tokens, seen.first_s) == ([("large", 12.5)], 1, 5, None)
     assert seen.complete
 
