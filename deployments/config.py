@@ -34,6 +34,28 @@ class SamplingDefaults(Settings):
     min_p: float | None = Field(default=None, ge=0, le=1)
 
 
+class DraftConfig(Settings):
+    """A smaller model inside the large pool's engines: it proposes a few tokens, which the large one checks in a single
+    iteration (speculative decoding). Replies stay what they are, and take fewer iterations."""
+
+    model: str = Field(
+        min_length=1, description="folder or hub ID; of the same vocabulary, as the pair's small model is"
+    )
+    revision: str | None = None
+    tokens: int = Field(default=5, ge=1, le=16, description="proposed at a time")
+
+    @property
+    def path(self) -> str:
+        """The folder if there is one, else the hub ID."""
+        return path_of(self.model)
+
+    @property
+    def speculative_config(self) -> dict[str, Any]:
+        """As vLLM wants it: https://docs.vllm.ai/en/latest/features/speculative_decoding/draft_model/"""
+        told = {"method": "draft_model", "model": self.path, "num_speculative_tokens": self.tokens}
+        return told | ({"revision": self.revision} if self.revision else {})
+
+
 class PoolConfig(Settings):
     """The replicas of one model."""
 
@@ -44,6 +66,7 @@ class PoolConfig(Settings):
     engine: dict[str, Any] = Field(default_factory=dict, description="passed on to vLLM's AsyncEngineArgs")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
     sampling: SamplingDefaults = SamplingDefaults()
+    draft: DraftConfig | None = Field(default=None, description="of the large pool only")
     replicas: int = Field(default=1, ge=1)
     autoscaling: dict[str, Any] | None = Field(
         default=None, description="Serve's autoscaling_config, in place of replicas"
@@ -81,18 +104,15 @@ class PoolConfig(Settings):
     @property
     def path(self) -> str:
         """The folder if there is one, else the hub ID."""
-        for candidate in (Path(self.model).expanduser(), ROOT / self.model):
-            if candidate.is_dir():
-                return str(candidate.resolve())
-        if self.model.startswith(("/", "~", ".")) or self.model.count("/") > 1:
-            raise ConfigError(f"model: there is no folder {Path(self.model).expanduser()}")
-        return self.model
+        return path_of(self.model)
 
     @model_validator(mode="after")
     def _engine_leaves_ours_alone(self) -> Self:
         ours = {"model", "revision", "dtype", "max_model_len", "tensor_parallel_size"} & self.engine.keys()
         if ours:
             raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
+        if self.draft is not None and self.sampling.min_p:
+            raise ValueError("sampling.min_p: vLLM has none where a model drafts; leave out this or `draft`")
         return self
 
 
@@ -246,8 +266,15 @@ class AppConfig(Settings):
         for name, pool in (("small", config.small), ("large", config.large)):
             try:
                 _ = pool.path
+                if pool.draft is not None:
+                    name = f"{name}.draft"
+                    _ = pool.draft.path
             except ConfigError as error:
                 raise ConfigError(f"{name}.{error}") from None
+        if config.small.draft is not None:
+            raise ConfigError(
+                "small.draft: only the large pool may have one; glimpses are of what the small model says"
+            )
         return config
 
     @property
@@ -280,6 +307,16 @@ class AppConfig(Settings):
                     _digest(file, seen)
         seen.update(json.dumps(self.routing.think_tags).encode())
         return seen.hexdigest()
+
+
+def path_of(model: str) -> str:
+    """The folder if there is one, else the hub ID. Raises `ConfigError`."""
+    for candidate in (Path(model).expanduser(), ROOT / model):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    if model.startswith(("/", "~", ".")) or model.count("/") > 1:
+        raise ConfigError(f"model: there is no folder {Path(model).expanduser()}")
+    return model
 
 
 def is_cpu_build() -> bool:

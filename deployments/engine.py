@@ -57,7 +57,7 @@ HEARTBEAT_S = 0.1
 COUNTED = 4096
 """Requests whose tokens are remembered, for whoever checks the accounts."""
 
-GLIMPSES = "deployments.glimpses.Glimpses"
+WORKER = "deployments.worker.Worker"
 """As a name, because vLLM's workers import it in their own processes."""
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
@@ -98,6 +98,8 @@ class Engine:
             self._engine = AsyncLLM.from_engine_args(
                 engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
             )
+        if pool.draft is not None and is_cpu_build():
+            await self._engine.collective_rpc("mend_drafting")
         self._glimpse_logprobs = await glimpse_logprobs(self._engine)
         self._context_tokens = self._engine.model_config.max_model_len
         # A glimpse may name an ID that the output matrix has and the tokenizer has not, never the other way round.
@@ -317,7 +319,7 @@ class Engine:
 async def glimpse_logprobs(engine: AsyncLLM) -> int:
     """How many logprobs a token a request has to ask for where the gate is to see: none, where the engine takes the
     entropy itself from now on and tells that."""
-    ours = engine.vllm_config.parallel_config.worker_extension_cls == GLIMPSES
+    ours = engine.vllm_config.parallel_config.worker_extension_cls == WORKER
     return 0 if ours and all(await engine.collective_rpc("glimpse_in_engine")) else TOP
 
 
@@ -350,12 +352,14 @@ def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
         "max_logprobs": TOP,
         "logprobs_mode": "raw_logprobs",
         "scheduling_policy": "priority",
-        "worker_extension_cls": GLIMPSES,
+        "worker_extension_cls": WORKER,
     }
     if is_cpu_build():
         # vLLM draws a token after every chunk of a prompt and then winds the request's generator back, which PyTorch's
         # CPU generator cannot: a seeded request whose prompt comes in chunks would end the engine, and the next one.
         options["enable_chunked_prefill"] = False
+    if pool.draft is not None:
+        options["speculative_config"] = pool.draft.speculative_config
     if tracing.active():
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()

@@ -36,7 +36,7 @@ class GlimpsingSampler(Sampler):
 
 
 class Glimpses:
-    """What vLLM's `worker_extension_cls` adds to each worker."""
+    """Part of what is added to each of vLLM's workers."""
 
     model_runner: Any
 

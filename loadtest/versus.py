@@ -5,7 +5,8 @@
 
 Three systems answer the same problems with the same models and engine settings, greedily: `paper`, two `vllm serve`
 and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
-asked by itself; and `ours`. With --stock the first two have vLLM's own engine settings instead of the profile's: what
+asked by itself; and `ours`. The first two write every token by itself, as the paper has it; with --draft their large
+engine drafts as the profile's does. With --stock they have vLLM's own engine settings instead of the profile's: what
 somebody has who follows the paper and sets nothing.
 
 In every round each is started, at every number of clients warmed with problems of its own and measured, and ended
@@ -183,6 +184,9 @@ def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iter
     environment = environment_of
     if options.stock:
         pools, environment = {model: stock(pool) for model, pool in pools.items()}, own_environment
+    if options.draft and (draft := config.large.draft) is not None:
+        engine = pools["large"].engine | {"speculative_config": draft.speculative_config}
+        pools["large"] = pools["large"].model_copy(update={"engine": engine})
     with served(pools, environment) as urls:
         yield urls
 
@@ -242,6 +246,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="`vllm serve` with its own settings, not with those of the profile's engines",
     )
+    made.add_argument("--draft", action="store_true", help="`vllm serve` drafts, if the profile's large pool does")
     made.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="replies as they are written (default)"
     )
@@ -283,6 +288,7 @@ def main() -> None:
             "rows": rows,
             "seed": options.seed,
             "stock": options.stock,
+            "draft": options.draft,
             "stream": ask.stream,
             "limits": asdict(ask.limits),
         }

@@ -25,7 +25,7 @@ from router.vocabulary import TemplateError, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets that does not say otherwise, and the bounds of every request."""
+    """What a request gets that does not say otherwise, and the bounds of every request. min_p: whether engines can."""
 
     threshold: float
     answer_by: Model
@@ -38,6 +38,7 @@ class Defaults:
     dispensable: frozenset[Model] = frozenset()
     warm_up_tokens: int | None = None
     target: Target | None = None
+    min_p: bool = True
 
 
 class StepRouter:
@@ -136,6 +137,8 @@ class StepRouter:
         if plain and request.routing.answer_by is not None:
             message = "answer_by needs a pair that thinks: here everything is one text."
             raise Refusal(message, param="glimpse.answer_by")
+        if request.sampling.min_p and not self._defaults.min_p and request.routing.mode != "small":
+            raise Refusal("the large model's engine drafts, which leaves no min_p: use top_p or top_k.", param="min_p")
         policy, answer_by, max_large_share = self._policy(request)
         prompts = self._prompts(request)
         tokens = self._tokens(request, longest=max(map(len, prompts.values())), prompt="messages" if chat else "prompt")

@@ -119,11 +119,12 @@ def router(
     hard: frozenset[int] = frozenset(),
     thinks: bool = True,
     context: int = 1000,
+    defaults: Defaults = DEFAULTS,
 ) -> tuple[StepRouter, dict[str, Reciter]]:
     script = tokens(text) if isinstance(text, str) else text
     pools = {model: Reciter(script, chunk, hard if model == "small" else frozenset()) for model in ("small", "large")}
     vocabularies = {"small": Bytes(thinks=thinks), "large": Bytes(thinks=thinks)}
-    return StepRouter("p", vocabularies, pools, context, DEFAULTS), pools
+    return StepRouter("p", vocabularies, pools, context, defaults), pools
 
 
 def chat(*stop: str, **fields: object) -> Request:
@@ -306,6 +307,16 @@ async def test_bad_prompts_are_refused(fields: dict, param: str) -> None:
     with pytest.raises(Refusal) as refused:
         await events(service, chat(**fields))
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+async def test_where_the_large_model_drafts_there_is_min_p_for_the_small_one_alone() -> None:
+    service, _ = router("</think>4<end>", defaults=replace(DEFAULTS, min_p=False))
+    asked = chat(sampling=Sampling(min_p=0.1))
+    with pytest.raises(Refusal) as refused:
+        await events(service, asked)
+    assert (refused.value.status, refused.value.param) == (400, "min_p")
+    told = await events(service, replace(asked, routing=Routing(mode="small")))
+    assert isinstance(told[-1], Finished)
 
 
 async def test_a_pair_without_thinking_has_no_answer_to_give_away() -> None:
