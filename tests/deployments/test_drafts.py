@@ -1,6 +1,6 @@
 import torch
 
-from deployments.drafts import expanded
+from deployments.drafts import constrained_if_any, expanded
 
 
 def test_each_value_is_repeated_for_the_tokens_of_its_request() -> None:
@@ -18,3 +18,7 @@ def test_whole_numbers_stay_whole() -> None:
     spread = expanded(torch.tensor([20, 7], dtype=torch.int32), torch.tensor([1, 3], dtype=torch.int32), 3)
     assert spread.tolist() == [20, 7, 7]
     assert spread.dtype == torch.int32
+
+
+def test_where_nothing_was_drafted_nothing_is_sampled() -> None:
+    assert constrained_if_any(torch.empty(0, 5), torch.tensor([0]), None).shape == (0, 5)

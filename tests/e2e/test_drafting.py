@@ -1,0 +1,60 @@
+"""The embedded pair with a large model that drafts: a system of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from fractions import Fraction
+
+import httpx
+import pytest
+from asking import ask, ask_all, problems, said
+from system import System, start
+
+from router.answers import extract
+
+RAMBLE = {"model": "glimpse", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 400, "temperature": 1.5, "top_k": 40}
+
+
+@pytest.fixture(scope="module")
+def drafting() -> Iterator[System]:
+    running = start("deployments/profiles/pocket-drafting.yaml")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+async def http(drafting: System) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=drafting.url, timeout=120) as http:
+        yield http
+
+
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 0.8, "top_p": 0.95}, {"temperature": 0.8, "top_k": 20}])
+async def test_the_large_model_is_as_right_as_ever(http: httpx.AsyncClient, drawn: dict[str, float]) -> None:
+    asked = problems(24)
+    replies = await ask_all(http, [one.question for one in asked], "large", at_a_time=8, **drawn)
+    right = sum(
+        extract(reply["choices"][0]["message"]["content"]) == Fraction(problem.answer)
+        for reply, problem in zip(replies, asked, strict=True)
+    )
+    assert right >= 22
+
+
+async def test_greedy_replies_do_not_depend_on_who_samples_beside_them(http: httpx.AsyncClient) -> None:
+    questions = [one.question for one in problems(16)]
+    alone = [said(await ask(http, question, "large")) for question in questions]
+    beside, _ = await asyncio.gather(
+        ask_all(http, questions, "large", at_a_time=4),
+        ask_all(http, questions, at_a_time=4, temperature=1.0, top_p=0.9, top_k=10),
+    )
+    assert [said(reply) for reply in beside] == alone
+
+
+async def test_no_ramble_ends_the_engine(http: httpx.AsyncClient) -> None:
+    rambles = [http.post("/v1/completions", json=RAMBLE | {"seed": seed}) for seed in range(16)]
+    assert {response.status_code for response in await asyncio.gather(*rambles)} == {200}
+
+
+async def test_min_p_is_refused(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json=RAMBLE | {"min_p": 0.1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "min_p")
