@@ -7,7 +7,8 @@ Three systems answer the same problems with the same models and engine settings,
 and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
 asked by itself; and `ours`. The first two write every token by itself, as the paper has it; with --draft their large
 engine drafts as the profile's does. With --stock they have vLLM's own engine settings instead of the profile's: what
-somebody has who follows the paper and sets nothing.
+somebody has who follows the paper and sets nothing. A profile that shares the cores out between two engines
+leaves a large model by itself some of them idle; --alone-threads gives it more.
 
 In every round each is started, at every number of clients warmed with problems of its own and measured, and ended
 before the next is started: a machine that is faster now than in ten minutes is so for all of them. Every client sends
@@ -171,6 +172,22 @@ def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
     return "–" if ratio is None else f"{ratio:.2f}x"
 
 
+def pools_of(system: str, config: AppConfig, options: argparse.Namespace) -> dict[Model, PoolConfig]:
+    """What a system other than this one is to serve."""
+    pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
+    if system == "large_alone":
+        del pools["small"]
+    if options.stock:
+        pools = {model: stock(pool) for model, pool in pools.items()}
+    if options.draft and (draft := config.large.draft) is not None:
+        engine = pools["large"].engine | {"speculative_config": draft.speculative_config}
+        pools["large"] = pools["large"].model_copy(update={"engine": engine})
+    if options.alone_threads and system == "large_alone":
+        env = pools["large"].env | {"OMP_NUM_THREADS": str(options.alone_threads)}
+        pools["large"] = pools["large"].model_copy(update={"env": env})
+    return pools
+
+
 @contextmanager
 def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iterator[dict[Model, str]]:
     """A system's servers, for as long as the block lasts."""
@@ -178,15 +195,7 @@ def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iter
         with serving(options.url, options.profile, options.port) as url:
             yield dict.fromkeys(MODELS, url)
         return
-    pools: dict[Model, PoolConfig] = {"small": config.small, "large": config.large}
-    if system != "paper":
-        del pools["small"]
-    environment = environment_of
-    if options.stock:
-        pools, environment = {model: stock(pool) for model, pool in pools.items()}, own_environment
-    if options.draft and (draft := config.large.draft) is not None:
-        engine = pools["large"].engine | {"speculative_config": draft.speculative_config}
-        pools["large"] = pools["large"].model_copy(update={"engine": engine})
+    pools, environment = pools_of(system, config, options), own_environment if options.stock else environment_of
     with served(pools, environment) as urls:
         yield urls
 
@@ -248,6 +257,12 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     made.add_argument("--draft", action="store_true", help="`vllm serve` drafts, if the profile's large pool does")
     made.add_argument(
+        "--alone-threads",
+        type=at_least_one,
+        metavar="N",
+        help="of the large model alone, on CPUs (default: the profile's)",
+    )
+    made.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="replies as they are written (default)"
     )
     return made.parse_args(arguments)
@@ -289,6 +304,7 @@ def main() -> None:
             "seed": options.seed,
             "stock": options.stock,
             "draft": options.draft,
+            "alone_threads": options.alone_threads,
             "stream": ask.stream,
             "limits": asdict(ask.limits),
         }

@@ -7,7 +7,7 @@ from loadtest.command import PROFILE
 from loadtest.engines import command, own_environment, settings_of, stock
 from loadtest.processes import CpuTime, kind
 from loadtest.systems import Solved
-from loadtest.versus import Round, problems, read_options, row, shown
+from loadtest.versus import Round, pools_of, problems, read_options, row, shown
 
 
 def solved(latency_s: float, *, tokens: int = 100, large: int = 25, ttft_s: float | None = 0.1) -> Solved:
@@ -122,3 +122,13 @@ def test_stock_servers_are_told_the_model_and_no_more() -> None:
     assert {"--enforce-eager", "--block-size", "--distributed-executor-backend"}.isdisjoint(told)
     added = own_environment(stock(pool)).keys() - own_environment(stock(pool.model_copy(update={"env": {}}))).keys()
     assert added <= {"VLLM_CPU_KVCACHE_SPACE"}
+
+
+def test_a_large_model_alone_may_have_the_threads_of_both_engines() -> None:
+    config = settings_of(PROFILE)
+    options = read_options(["--alone-threads", "2"])
+    alone = pools_of("large_alone", config, options)
+    assert set(alone) == {"large"}
+    assert alone["large"].env["OMP_NUM_THREADS"] == "2"
+    assert alone["large"].env.keys() == config.large.env.keys()
+    assert pools_of("paper", config, options) == {"small": config.small, "large": config.large}
