@@ -54,6 +54,9 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Each of a process's many threads would keep what it freed in a heap of its own, and grow for hours. The few that
+    # allocate much do not wait for each other.
+    "MALLOC_ARENA_MAX": "2",
     # Ray would run the replicas behind everything else on the machine (nice 15), the senders of their requests too.
     "RAY_worker_niceness": "0",
     # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.
