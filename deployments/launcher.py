@@ -54,7 +54,7 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # Each of a process's many threads would keep what it freed in a heap of its own, and replicas and proxy grow.
+    # Each of a process's many threads would keep what it freed in a heap of its own, and replicas grow.
     "MALLOC_ARENA_MAX": "2",
     # Ray would run the replicas behind everything else on the machine (nice 15), the senders of their requests too.
     "RAY_worker_niceness": "0",
