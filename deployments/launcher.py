@@ -56,6 +56,9 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # Each of a process's many threads would keep what it freed in a heap of its own, and replicas grow.
     "MALLOC_ARENA_MAX": "2",
+    # oneDNN compiles a product of matrices for each size of batch that it meets, and keeps so many. At its 1,024 an
+    # engine on CPUs grows for hours, by hundreds of MiB, and is no faster.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     # Ray would run the replicas behind everything else on the machine (nice 15), the senders of their requests too.
     "RAY_worker_niceness": "0",
     # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.

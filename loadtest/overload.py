@@ -4,9 +4,11 @@
 
 First the system's saturation is measured: answers per second to ever more clients, each of which asks again as soon as
 it is answered, until more of them bring no more. Then requests come at multiples of that rate as a Poisson process,
-without waiting for each other, and nobody tries again. Goodput counts the answers that are whole and no later than
---patience; a refusal is a 429 or 503. At last --deadlines requests at once with a second each: how late they are told
-that it has passed, and what the engines still run then.
+without waiting for each other, and nobody tries again. A machine's speed drifts by more than overload costs, so the
+clients in turn and all loads are measured one after the other, --rounds times; figures are medians, and a load is
+compared with the clients of its own round. Goodput counts the answers that are whole and no later than --patience; a
+refusal is a 429 or 503. At last --deadlines requests at once with a second each: how late they are told that it has
+passed, and what the engines still run then.
 
 The load generator runs on the same machine: its own CPU share stands beside each row.
 """
@@ -21,9 +23,10 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from random import Random
-from statistics import quantiles
+from statistics import median, quantiles
+from typing import Any
 
 from tqdm import tqdm
 
@@ -101,37 +104,53 @@ def percentile(values: Sequence[float], p: int) -> float | None:
     return quantiles(values, n=100, method="inclusive")[p - 1]
 
 
-async def saturation(
+def middle(rows: Sequence[Row]) -> Row:
+    """One load in several rounds: medians; of counts the sum, of maxima the largest."""
+    found: dict[str, Any] = {"load": rows[0].load}
+    for name in (one.name for one in fields(Row) if one.name != "load"):
+        values = [value for one in rows if (value := getattr(one, name)) is not None]
+        match name:
+            case "without_retry_after" | "failed":
+                found[name] = sum(values)
+            case "refused_max_ms":
+                found[name] = max(values, default=None)
+            case _:
+                found[name] = median(values) if values else None
+    return Row(**found)
+
+
+async def closed(
     asking: Asking, bodies: Iterator[bytes], *, clients: int, ramp: float, seconds: float, patience: float
 ) -> Row:
-    """The best rate of closed-loop clients; twice as many each time. Times in seconds, of each number of clients."""
-    best = None
+    """So many clients, each of which asks again as soon as it is answered."""
+    cpu = CpuShare()
+    told = await asking.closed(bodies, clients=clients, seconds=ramp + seconds)
+    begin = min(one.sent for one in told) + ramp
+    return row(f"{clients} clients", told, begin=begin, end=begin + seconds, patience_s=patience, generator_cores=cpu())
+
+
+async def saturation(
+    asking: Asking, bodies: Iterator[bytes], *, clients: int, ramp: float, seconds: float, patience: float
+) -> tuple[int, float]:
+    """How many closed-loop clients get the most answers, and how many per second; twice as many each time. Times in
+    seconds, of each number of clients."""
+    best = 0, 0.0
     while True:
-        cpu = CpuShare()
-        told = await asking.closed(bodies, clients=clients, seconds=ramp + seconds)
-        begin = min(one.sent for one in told) + ramp
-        now = row(
-            f"{clients} clients",
-            told,
-            begin=begin,
-            end=begin + seconds,
-            patience_s=patience,
-            generator_cores=cpu(),
-        )
+        now = await closed(asking, bodies, clients=clients, ramp=ramp, seconds=seconds, patience=patience)
         print(f"{clients} clients: {now.goodput:.1f} answers/s, {now.refused:.1f} refusals/s", flush=True)
-        if best is None and not now.goodput:
+        if not best[0] and not now.goodput:
             raise MeasuringError(f"no answer within {patience:g} s to {clients} clients")
-        if best is not None and now.goodput <= best.goodput * MORE:
-            return best if best.goodput > now.goodput else now
-        best, clients = now, clients * 2
+        if now.goodput <= best[1] * MORE:
+            return max(best, (clients, now.goodput), key=lambda one: one[1])
+        best, clients = (clients, now.goodput), clients * 2
 
 
 async def offered(
-    asking: Asking, bodies: Iterator[bytes], factor: float, rate: float, options: argparse.Namespace
+    asking: Asking, bodies: Iterator[bytes], factor: float, rate: float, options: argparse.Namespace, n: int
 ) -> Row:
     cpu, seconds = CpuShare(), options.ramp + options.seconds
     begin = time.monotonic() + options.ramp
-    arrivals = poisson(lambda _at: factor * rate, seconds, Random(f"{options.seed}/{factor}"))
+    arrivals = poisson(lambda _at: factor * rate, seconds, Random(f"{options.seed}/{factor}/{n}"))
     asked = asyncio.create_task(asking.open(bodies, arrivals))
     with tqdm(total=round(seconds), desc=f"{factor:g}x", unit="s", leave=False) as bar:
         for _ in range(round(seconds)):
@@ -181,28 +200,29 @@ def bodies_of(questions: Sequence[Question], **fields: object) -> Iterator[bytes
     return (json.dumps(body(question, "glimpse", **fields)).encode() for question in itertools.cycle(questions))
 
 
-async def measure(url: str, questions: Sequence[Question], options: argparse.Namespace) -> tuple[list[Row], Deadlines]:
+async def measure(
+    url: str, questions: Sequence[Question], options: argparse.Namespace
+) -> tuple[list[list[Row]], Deadlines]:
+    """Each round's rows, the clients in turn first."""
     bodies = bodies_of(questions)
+    times = {"ramp": options.ramp, "seconds": options.seconds, "patience": options.patience}
     async with Asking(url) as asking:
-        rows = [
-            await saturation(
-                asking,
-                bodies,
-                clients=options.concurrency,
-                ramp=options.ramp,
-                seconds=options.seconds,
-                patience=options.patience,
-            )
-        ]
-        for factor in options.loads:
-            rows.append(await offered(asking, bodies, factor, rows[0].goodput, options))
-        return rows, await deadlines(asking, questions, options.deadlines, engines=not options.url)
+        clients, rate = await saturation(asking, bodies, clients=options.concurrency, **times)
+        rounds = []
+        for n in range(options.rounds):
+            rows = [await closed(asking, bodies, clients=clients, **times)]
+            for factor in options.loads:
+                rows.append(await offered(asking, bodies, factor, rate, options, n))
+            rounds.append(rows)
+            print(f"round {n + 1}: " + ", ".join(f"{one.load} {one.goodput:.1f}/s" for one in rows), flush=True)
+        return rounds, await deadlines(asking, questions, options.deadlines, engines=not options.url)
 
 
-def shown(rows: Sequence[Row], passed: Deadlines) -> str:
-    heads = ["load", "offered/s", "goodput/s", "of best", "late/s", "p50 s", "p99 s", "refused/s"]
+def shown(rounds: Sequence[Sequence[Row]], passed: Deadlines) -> str:
+    heads = ["load", "offered/s", "goodput/s", "of clients in turn", "late/s", "p50 s", "p99 s", "refused/s"]
     heads += ["refusal p50 ms", "p99 ms", "max ms", "no Retry-After", "failed", "generator, cores"]
-    best = max(one.goodput for one in rows)
+    loads = [middle(rows) for rows in zip(*rounds, strict=True)]
+    shares = [median(rows[i].goodput / rows[0].goodput for rows in rounds) for i in range(len(loads))]
 
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
@@ -212,7 +232,7 @@ def shown(rows: Sequence[Row], passed: Deadlines) -> str:
             one.load,
             number(one.offered, 1),
             number(one.goodput, 2),
-            f"{one.goodput / best:.0%}",
+            f"{share:.0%}",
             number(one.late, 2),
             number(one.latency_p50_s, 1),
             number(one.latency_p99_s, 1),
@@ -224,7 +244,7 @@ def shown(rows: Sequence[Row], passed: Deadlines) -> str:
             str(one.failed),
             number(one.generator_cores, 2),
         ]
-        for one in rows
+        for one, share in zip(loads, shares, strict=True)
     ]
     lines = [
         f"{passed.passed} of {passed.asked} requests at once took over {DEADLINE_S:g} s ({passed.answered} did not)."
@@ -239,6 +259,7 @@ def shown(rows: Sequence[Row], passed: Deadlines) -> str:
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.overload", __doc__, concurrency=32)
     made.add_argument("--loads", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="multiples of saturation")
+    made.add_argument("--rounds", type=at_least_one, default=3, help="(default: %(default)s)")
     made.add_argument("--seconds", type=at_least_one, default=30, help="measured at each load (default: %(default)s)")
     made.add_argument("--ramp", type=at_least_one, default=10, help="seconds before it (default: %(default)s)")
     made.add_argument("--patience", type=float, default=30.0, help="seconds; later is too late (default: %(default)s)")
@@ -256,11 +277,12 @@ def main() -> None:
 
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-        rows, passed = asyncio.run(measure(url, questions, options))
+        rounds, passed = asyncio.run(measure(url, questions, options))
     print(f"One machine of {os.cpu_count()} cores for all; an answer counts within {options.patience:g} s.\n")
-    print(shown(rows, passed))
+    print(shown(rounds, passed))
     if options.json:
-        told = {"cores": os.cpu_count(), "patience_s": options.patience, "rows": [asdict(one) for one in rows]}
+        told: dict[str, Any] = {"cores": os.cpu_count(), "patience_s": options.patience}
+        told["rounds"] = [[asdict(one) for one in rows] for rows in rounds]
         told["deadlines"] = asdict(passed)
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -49,7 +49,8 @@ SHARE = 0.8
 EVERY_S = 10.0
 WINDOW_MIN = 5
 ASKED = {"model": "glimpse", "glimpse": {"include_steps": True}}
-TRYING = {"ramp": 10.0, "seconds": 30.0, "patience": 60.0}
+TRYING = {"ramp": 20.0, "seconds": 100.0, "patience": 60.0}
+"""How long each number of clients is let try: half a minute finds what a machine bears at its best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ def bodies(seed: int) -> Iterator[bytes]:
 async def bearable(office: Office, options: argparse.Namespace) -> float:
     """The most requests a second that it answers, of the kind that Locust will ask."""
     async with Asking(office.url) as asking:
-        best = await saturation(asking, bodies(options.seed), clients=options.concurrency, **TRYING)
-    return best.goodput
+        _, rate = await saturation(asking, bodies(options.seed), clients=options.concurrency, **TRYING)
+    return rate
 
 
 def locust(office: Office, rate: float, options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 import pytest
 
 from loadtest.offered import Told
-from loadtest.overload import Deadlines, percentile, row, shown
+from loadtest.overload import Deadlines, middle, percentile, row, shown
 
 BUSY = Told(sent=12.0, took_s=0.1, status=429, retry_after=True)
 
@@ -33,9 +33,20 @@ def test_percentiles() -> None:
     assert percentile([float(n) for n in range(101)], 99) == 99.0
 
 
-def test_shown() -> None:
-    rows = [measured(Told(11.0, 1.0, 200), Told(11.0, 1.0, 200)), measured(Told(11.0, 1.0, 200), BUSY)]
-    text = shown(rows, Deadlines(64, 4, 60, 12.0, 40.0, (1, 0)))
+def test_rounds_meet_in_the_middle() -> None:
+    one = measured(Told(11.0, 1.0, 200), BUSY)
+    other = measured(*[Told(11.0, 3.0, 200)] * 3, Told(12.0, 0.3, 500), Told(12.0, 0.3, 503))
+    found = middle([one, other, measured()])
+    assert (found.goodput, found.latency_p50_s) == (0.1, 2.0)
+    assert (found.failed, found.without_retry_after, found.refused_max_ms) == (1, 1, pytest.approx(300))
+    assert middle([measured()]).refused_max_ms is None
+
+
+def test_shown_compares_within_a_round() -> None:
+    answer = Told(11.0, 1.0, 200)
+    slow = [measured(*[answer] * 2), measured(answer, BUSY)]
+    fast = [measured(*[answer] * 8), measured(*[answer] * 4, BUSY)]
+    text = shown([slow, fast, fast], Deadlines(64, 4, 60, 12.0, 40.0, (1, 0)))
     assert "| 100% |" in " ".join(text.split())
     assert "| 50% |" in " ".join(text.split())
     assert "60 of 64 requests at once took over 1 s" in text
