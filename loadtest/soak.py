@@ -5,8 +5,9 @@
 Starts a system of its own with PostgreSQL, Redis and five tenants, finds how many requests a second it answers at most,
 and lets Locust (loadtest/locustfile.py) offer 80 % of that for as long as is said. Meanwhile it reads how much memory
 each process holds by itself (its unique set). Growth is the slope of a line through what was read after the
-first --settle minutes; latencies are those of the ledger, from a request's coming to its end. The exit status is
-Locust's: 1 if a request failed.
+first --settle minutes; latencies are those of the ledger, from a request's coming to its end. Beside them stands the
+CPU time that a request took, of the engines and of all around them: on a machine that becomes slower both become dearer
+alike. The exit status is Locust's: 1 if a request failed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from loadtest.command import at_least_one, parser, run
 from loadtest.offered import Asking
 from loadtest.overload import saturation
-from loadtest.processes import held_mib
+from loadtest.processes import CpuTime, held_mib
 from loadtest.questions import generated
 from loadtest.table import table
 from loadtest.tenants import Office, tenanted
@@ -47,6 +48,9 @@ TENANTS = {"alpha": 1.0, "beta": 1.0, "gamma": 2.0, "delta": 2.0, "epsilon": 4.0
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 SHARE = 0.8
 EVERY_S = 10.0
+ENGINES = frozenset({"engine core", "engine worker"})
+ASKING = frozenset({"client", "other"})
+"""This process, Locust, and the databases."""
 WINDOW_MIN = 5
 ASKED = {"model": "glimpse", "glimpse": {"include_steps": True}}
 TRYING = {"ramp": 20.0, "seconds": 100.0, "patience": 60.0}
@@ -66,12 +70,14 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some minutes of the soak. Latencies in seconds."""
+    """Some minutes of the soak. Latencies in seconds, CPU time of one request in milliseconds."""
 
     minute: float
     requests: int
     p50_s: float
     p95_s: float
+    engines_ms: float
+    others_ms: float
 
 
 def growth(samples: Sequence[tuple[float, Mapping[str, float]]], settle_s: float) -> list[Growth]:
@@ -87,14 +93,24 @@ def growth(samples: Sequence[tuple[float, Mapping[str, float]]], settle_s: float
     return grown
 
 
-def windows(spans: Sequence[tuple[float, float]], minutes: float) -> list[Window]:
-    """spans: of each request the second it came in, since the beginning, and how long it took."""
+def windows(
+    spans: Sequence[tuple[float, float]], minutes: float, used: Sequence[tuple[float, Mapping[str, float]]]
+) -> list[Window]:
+    """spans: of each request the second it came in, since the beginning, and how long it took. used: seconds since the
+    beginning, and CPU seconds that each kind of process has used up since then."""
     found = []
+    ats = [at for at, _ in used]
+    engines = [sum(spent for kind, spent in one.items() if kind in ENGINES) for _, one in used]
+    others = [sum(spent for kind, spent in one.items() if kind not in ENGINES | ASKING) for _, one in used]
     for first in range(0, round(minutes), WINDOW_MIN):
-        took = [seconds for at, seconds in spans if first * 60 <= at < (first + WINDOW_MIN) * 60]
+        edges = first * 60, (first + WINDOW_MIN) * 60
+        took = [seconds for at, seconds in spans if edges[0] <= at < edges[1]]
         if len(took) > 1:
             p50, p95 = np.percentile(took, [50, 95])
-            found.append(Window(first, len(took), float(p50), float(p95)))
+            read_s = np.diff(np.interp(edges, ats, ats))[0]  # readings don't begin and end with the minutes
+            cores = (np.diff(np.interp(edges, ats, spent))[0] / read_s for spent in (engines, others))
+            costs = (float(one) * WINDOW_MIN * 60_000 / len(took) for one in cores)
+            found.append(Window(first, len(took), float(p50), float(p95), *costs))
     return found
 
 
@@ -122,17 +138,21 @@ def locust(office: Office, rate: float, options: argparse.Namespace, folder: Pat
     return subprocess.Popen(command, stdout=sys.stderr)
 
 
-def watched(process: subprocess.Popen[bytes], minutes: float) -> list[tuple[float, dict[str, float]]]:
-    """Memory every few seconds until the process ends."""
-    began, samples = time.monotonic(), []
+def watched(
+    process: subprocess.Popen[bytes], minutes: float
+) -> tuple[list[tuple[float, dict[str, float]]], list[tuple[float, dict[str, float]]]]:
+    """Every few seconds until the process ends: the memory of each process, and the CPU time of each kind."""
+    began, before = time.monotonic(), CpuTime.now()
+    samples, used = [], []
     with tqdm(total=round(minutes * 60), unit="s") as bar:
         while process.poll() is None:
             at = time.monotonic() - began
             if at < minutes * 60:
                 samples.append((at, held_mib()))
+                used.append((at, CpuTime.now().since(before)))
             bar.update(min(bar.total, round(at)) - bar.n)
             time.sleep(EVERY_S)
-    return samples
+    return samples, used
 
 
 def latencies(office: Office, since: datetime) -> list[tuple[float, float]]:
@@ -202,22 +222,21 @@ def main() -> None:
         since = datetime.now(UTC)
         process = locust(office, rate, options, Path(folder))
         try:
-            samples = watched(process, options.minutes)
+            samples, used = watched(process, options.minutes)
         finally:
             process.kill()
             process.wait()
         time.sleep(3)  # what is still to be delivered to the ledger
         spans = latencies(office, since)
     grown = growth(samples, options.settle * 60.0)
-    parts = windows(
-        [span for span in spans if span[0] < timedelta(minutes=options.minutes).total_seconds()], options.minutes
-    )
+    within = [span for span in spans if span[0] < timedelta(minutes=options.minutes).total_seconds()]
+    parts = windows(within, options.minutes, used)
     print(told(grown, parts))
     if options.plot:
         plot(samples, options.settle * 60.0, parts, options.plot)
     if options.json:
         data: dict[str, Any] = {"rate": rate, "growth": [asdict(one) for one in grown]}
-        data |= {"windows": [asdict(one) for one in parts], "samples": samples}
+        data |= {"windows": [asdict(one) for one in parts], "samples": samples, "used": used}
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     if process.returncode:
         raise SystemExit(1)
@@ -225,12 +244,17 @@ def main() -> None:
 
 def told(grown: Sequence[Growth], parts: Sequence[Window]) -> str:
     memories = [[one.process, f"{one.first_mib:.1f}", f"{one.last_mib:.1f}", f"{one.per_10_min:+.2%}"] for one in grown]
-    times = [[f"{one.minute:g}", str(one.requests), f"{one.p50_s:.2f}", f"{one.p95_s:.2f}"] for one in parts]
+    times = [
+        [f"{one.minute:g}", str(one.requests)]
+        + [f"{seconds:.2f}" for seconds in (one.p50_s, one.p95_s)]
+        + [f"{ms:.0f}" for ms in (one.engines_ms, one.others_ms)]
+        for one in parts
+    ]
     middle = statistics.median(one.p95_s for one in parts) if parts else 0.0
     return "\n\n".join(
         [
             table(("process", "MiB after settling", "MiB at the end", "in 10 minutes"), memories),
-            table(("from minute", "requests", "p50 s", "p95 s"), times),
+            table(("from minute", "requests", "p50 s", "p95 s", "engines, CPU ms a request", "all else"), times),
             f"p95 of {WINDOW_MIN} minutes at a time: median {middle:.2f} s",
         ]
     )

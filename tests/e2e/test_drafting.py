@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
 
 import httpx
+import numpy as np
 import pytest
 from asking import ask, ask_all, problems, said
 from system import System, start
@@ -48,6 +50,35 @@ async def test_greedy_replies_do_not_depend_on_who_samples_beside_them(http: htt
         ask_all(http, questions, at_a_time=4, temperature=1.0, top_p=0.9, top_k=10),
     )
     assert [said(reply) for reply in beside] == alone
+
+
+@pytest.mark.parametrize(
+    "drawn", [{"temperature": 1.0}, {"temperature": 1.5, "top_k": 10}, {"temperature": 1.5, "top_p": 0.9}]
+)
+async def test_what_is_sampled_is_distributed_as_without_drafts(
+    http: httpx.AsyncClient, client: httpx.AsyncClient, drawn: dict[str, float]
+) -> None:
+    drafted, plain = [await replies(one, 250, **drawn) for one in (http, client)]
+    often = [text for text, times in (Counter(drafted) + Counter(plain)).items() if times >= 10]
+    assert len(often) > 5
+    seen = np.array([[*map(some.count, often), sum(text not in often for text in some)] for some in (drafted, plain)])
+    seen = seen[:, seen.any(axis=0)]
+    expected = seen.mean(axis=0)
+    chi_squared, freedom = ((seen - expected) ** 2 / expected).sum(), seen.shape[1] - 1
+    assert chi_squared < freedom + 4 * np.sqrt(2 * freedom)
+
+
+async def replies(http: httpx.AsyncClient, count: int, **drawn: float) -> list[str]:
+    """The first three tokens of what the large model says, of which it drafts two."""
+    asked = {"model": "large", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 3, **drawn}
+    limit = asyncio.Semaphore(16)
+
+    async def one(seed: int) -> str:
+        async with limit:
+            response = await http.post("/v1/completions", json=asked | {"seed": seed})
+        return str(response.raise_for_status().json()["choices"][0]["text"])
+
+    return await asyncio.gather(*map(one, range(count)))
 
 
 async def test_no_ramble_ends_the_engine(http: httpx.AsyncClient) -> None:

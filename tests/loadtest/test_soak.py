@@ -16,5 +16,14 @@ def test_a_process_that_came_later_counts_from_then() -> None:
 
 
 def test_a_request_counts_in_the_minutes_it_came_in() -> None:
-    parts = windows([(0.0, 1.0), (299.0, 3.0), (301.0, 5.0), (400.0, 5.0)], minutes=10)
+    parts = windows([(0.0, 1.0), (299.0, 3.0), (301.0, 5.0), (400.0, 5.0)], 10, [(0.0, {}), (600.0, {})])
     assert [(one.minute, one.requests, one.p50_s) for one in parts] == [(0, 2, 2.0), (5, 2, 5.0)]
+
+
+def test_cpu_time_of_a_request() -> None:
+    spans = [(at, 1.0) for at in (10.0, 20.0, 310.0, 320.0, 330.0, 340.0)]
+    used = [
+        (60.0 * n, {"engine core": 0.2 * n, "proxy": 0.1 * n, "router": 0.1 * n, "other": 7.0 * n}) for n in range(11)
+    ]
+    parts = windows(spans, 10, used)
+    assert [(one.engines_ms, one.others_ms) for one in parts] == [pytest.approx((500, 500)), pytest.approx((250, 250))]
