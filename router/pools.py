@@ -126,12 +126,8 @@ class ServedPool:
             except BackPressureError as error:
                 message = f"The {self._model} model is overloaded."
                 raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
-            except DeploymentUnavailableError as error:
+            except (DeploymentUnavailableError, TimeoutError) as error:
                 raise Unavailable(self._model) from error
-            except TimeoutError as error:
-                if time.monotonic() < deadline:
-                    raise Unavailable(self._model) from error
-                raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
 
     async def prefill(self, hop: Hop) -> int:
         """Have the replica that the hop's conversation belongs to read the prefix ahead, if it has room. Returns the
@@ -179,12 +175,16 @@ class ServedPool:
         try:
             while True:
                 until = min(deadline, patient, silent)
+                limit = asyncio.timeout(until - time.monotonic())
                 try:
-                    async with asyncio.timeout(until - time.monotonic()):
+                    async with limit:
                         chunk = await anext(chunks, None)
                 except TimeoutError as error:
-                    if until != silent:
+                    if not limit.expired() or until == patient:
                         raise
+                    # Told by which limit it was, not by the clock: uvloop's timers come up to a millisecond early.
+                    if until == deadline:
+                        raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
                     raise (HopLost(f"a {self._model} replica fell silent") if heard else Unheard()) from error
                 if chunk is None:
                     return

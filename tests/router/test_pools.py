@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import pytest
+import uvloop
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
@@ -270,6 +271,20 @@ async def test_a_sign_of_life_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Unavailable):
         async for _ in pool.write(hop()):
             pass
+
+
+def test_a_timer_that_comes_early_is_the_deadline_all_the_same() -> None:
+    """Serve runs on uvloop, whose timers do: one in three."""
+
+    async def ended(n: int) -> int:
+        with pytest.raises(Refusal) as refused:
+            await written(Handle(hang), hop(timeout_s=0.02 + n * 1e-5))
+        return refused.value.status
+
+    async def all_ended() -> list[int]:
+        return [await ended(n) for n in range(50)]
+
+    assert set(uvloop.run(all_ended())) == {504}
 
 
 async def test_the_deadline_counts_over_all_attempts() -> None:
