@@ -146,11 +146,11 @@ async def saturation(
 
 
 async def offered(
-    asking: Asking, bodies: Iterator[bytes], factor: float, rate: float, options: argparse.Namespace, n: int
+    asking: Asking, bodies: Iterator[bytes], factor: float, rate: float, options: argparse.Namespace, chance: Random
 ) -> Row:
     cpu, seconds = CpuShare(), options.ramp + options.seconds
     begin = time.monotonic() + options.ramp
-    arrivals = poisson(lambda _at: factor * rate, seconds, Random(f"{options.seed}/{factor}/{n}"))
+    arrivals = poisson(lambda _at: factor * rate, seconds, chance)
     asked = asyncio.create_task(asking.open(bodies, arrivals))
     with tqdm(total=round(seconds), desc=f"{factor:g}x", unit="s", leave=False) as bar:
         for _ in range(round(seconds)):
@@ -212,7 +212,8 @@ async def measure(
         for n in range(options.rounds):
             rows = [await closed(asking, bodies, clients=clients, **times)]
             for factor in options.loads:
-                rows.append(await offered(asking, bodies, factor, rate, options, n))
+                chance = Random(f"{options.seed}/{factor}/{n}")
+                rows.append(await offered(asking, bodies, factor, rate, options, chance))
             rounds.append(rows)
             print(f"round {n + 1}: " + ", ".join(f"{one.load} {one.goodput:.1f}/s" for one in rows), flush=True)
         return rounds, await deadlines(asking, questions, options.deadlines, engines=not options.url)
@@ -251,6 +252,8 @@ def shown(rounds: Sequence[Sequence[Row]], passed: Deadlines) -> str:
     ]
     if passed.passed:
         lines[0] += f" They were told {passed.late_p50_ms:.0f} ms later (p99 {passed.late_p99_ms:.0f} ms)."
+    if others := passed.asked - passed.answered - passed.passed:
+        lines[0] += f" Told something else: {others}."
     if passed.still_running is not None:
         lines.append("Still running in the engines then: {}; a second later: {}.".format(*passed.still_running))
     return "\n".join([table(heads, cells), "", *lines])

@@ -56,6 +56,9 @@ ASKED = {"model": "glimpse", "glimpse": {"include_steps": True}}
 TRYING = {"ramp": 20.0, "seconds": 100.0, "patience": 60.0}
 """How long each number of clients is let try: half a minute finds what a machine bears at its best."""
 
+Readings = list[tuple[float, dict[str, float]]]
+"""Seconds since the beginning, and of each process, or each kind, what was read then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -138,12 +141,11 @@ def locust(office: Office, rate: float, options: argparse.Namespace, folder: Pat
     return subprocess.Popen(command, stdout=sys.stderr)
 
 
-def watched(
-    process: subprocess.Popen[bytes], minutes: float
-) -> tuple[list[tuple[float, dict[str, float]]], list[tuple[float, dict[str, float]]]]:
+def watched(process: subprocess.Popen[bytes], minutes: float) -> tuple[Readings, Readings]:
     """Every few seconds until the process ends: the memory of each process, and the CPU time of each kind."""
     began, before = time.monotonic(), CpuTime.now()
-    samples, used = [], []
+    samples: Readings = []
+    used: Readings = []
     with tqdm(total=round(minutes * 60), unit="s") as bar:
         while process.poll() is None:
             at = time.monotonic() - began

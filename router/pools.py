@@ -55,6 +55,10 @@ class Unheard(Exception):
     """No replica was heard of: the hop waits for one, or the one that has it is no more."""
 
 
+class Overdue(TimeoutError):
+    """The request's deadline has passed."""
+
+
 class ServedPool:
     """The replicas of one model behind a Serve handle.
 
@@ -126,6 +130,8 @@ class ServedPool:
             except BackPressureError as error:
                 message = f"The {self._model} model is overloaded."
                 raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
+            except Overdue as error:
+                raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
             except (DeploymentUnavailableError, TimeoutError) as error:
                 raise Unavailable(self._model) from error
 
@@ -184,7 +190,7 @@ class ServedPool:
                         raise
                     # Told by which limit it was, not by the clock: uvloop's timers come up to a millisecond early.
                     if until == deadline:
-                        raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
+                        raise Overdue from error
                     raise (HopLost(f"a {self._model} replica fell silent") if heard else Unheard()) from error
                 if chunk is None:
                     return

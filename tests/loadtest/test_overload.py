@@ -46,8 +46,9 @@ def test_shown_compares_within_a_round() -> None:
     answer = Told(11.0, 1.0, 200)
     slow = [measured(*[answer] * 2), measured(answer, BUSY)]
     fast = [measured(*[answer] * 8), measured(*[answer] * 4, BUSY)]
-    text = shown([slow, fast, fast], Deadlines(64, 4, 60, 12.0, 40.0, (1, 0)))
+    text = shown([slow, fast, fast], Deadlines(64, 3, 60, 12.0, 40.0, (1, 0)))
     assert "| 100% |" in " ".join(text.split())
     assert "| 50% |" in " ".join(text.split())
-    assert "60 of 64 requests at once took over 1 s" in text
+    assert "60 of 64 requests at once took over 1 s (3 did not)" in text
+    assert "Told something else: 1." in text
     assert "engines then: 1; a second later: 0." in text
