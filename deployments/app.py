@@ -54,8 +54,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
             dispensable=config.routing.dispensable,
             warm_up_tokens=config.limits.warm_up_tokens,
             target=config.routing.target,
-            # vLLM has none where a model drafts.
-            min_p=config.large.draft is None,
+            drafting=frozenset(model for model in MODELS if pools[model].draft is not None),
         ),
     )
     engines = {model: _pool(engine, model, pools[model], pair, config.routing.think_tags) for model in MODELS}

@@ -35,11 +35,16 @@ class SamplingDefaults(Settings):
 
 
 class DraftConfig(Settings):
-    """A smaller model inside the large pool's engines: it proposes a few tokens, which the large one checks in a single
-    iteration (speculative decoding). Replies stay what they are, and take fewer iterations."""
+    """What proposes a few tokens inside a pool's engines, which the pool's model checks in a single iteration
+    (speculative decoding). Replies stay what they are, and take fewer iterations."""
 
     model: str = Field(
-        min_length=1, description="folder or hub ID; of the same vocabulary, as the pair's small model is"
+        min_length=1,
+        description="folder or hub ID of a smaller model with the same vocabulary, such as the pair's small one for the"
+        " large pool, or of heads that were trained on the pool's model",
+    )
+    method: str = Field(
+        default="draft_model", min_length=1, description="vLLM's name of what that is, such as medusa or eagle3"
     )
     revision: str | None = None
     tokens: int = Field(default=5, ge=1, le=16, description="proposed at a time")
@@ -51,8 +56,8 @@ class DraftConfig(Settings):
 
     @property
     def speculative_config(self) -> dict[str, Any]:
-        """As vLLM wants it: https://docs.vllm.ai/en/latest/features/speculative_decoding/draft_model/"""
-        told = {"method": "draft_model", "model": self.path, "num_speculative_tokens": self.tokens}
+        """As vLLM wants it: https://docs.vllm.ai/en/latest/features/speculative_decoding/"""
+        told = {"method": self.method, "model": self.path, "num_speculative_tokens": self.tokens}
         return told | ({"revision": self.revision} if self.revision else {})
 
 
@@ -66,7 +71,7 @@ class PoolConfig(Settings):
     engine: dict[str, Any] = Field(default_factory=dict, description="passed on to vLLM's AsyncEngineArgs")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replicas")
     sampling: SamplingDefaults = SamplingDefaults()
-    draft: DraftConfig | None = Field(default=None, description="of the large pool only")
+    draft: DraftConfig | None = None
     replicas: int = Field(default=1, ge=1)
     autoscaling: dict[str, Any] | None = Field(
         default=None, description="Serve's autoscaling_config, in place of replicas"
@@ -271,10 +276,6 @@ class AppConfig(Settings):
                     _ = pool.draft.path
             except ConfigError as error:
                 raise ConfigError(f"{name}.{error}") from None
-        if config.small.draft is not None:
-            raise ConfigError(
-                "small.draft: only the large pool may have one; glimpses are of what the small model says"
-            )
         return config
 
     @property

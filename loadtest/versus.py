@@ -5,8 +5,8 @@
 
 Three systems answer the same problems with the same models and engine settings, greedily: `paper`, two `vllm serve`
 and the paper's client (loadtest/paper.py), as many of them as there are to be clients; `large_alone`, one `vllm serve`
-asked by itself; and `ours`. The first two write every token by itself, as the paper has it; with --draft their large
-engine drafts as the profile's does. With --stock they have vLLM's own engine settings instead of the profile's: what
+asked by itself; and `ours`. The first two write every token by itself, as the paper has it; with --draft their
+engines draft as the profile's do. With --stock they have vLLM's own engine settings instead of the profile's: what
 somebody has who follows the paper and sets nothing. A profile that shares the cores out between two engines
 leaves a large model by itself some of them idle; --alone-threads gives it more.
 
@@ -179,9 +179,11 @@ def pools_of(system: str, config: AppConfig, options: argparse.Namespace) -> dic
         del pools["small"]
     if options.stock:
         pools = {model: stock(pool) for model, pool in pools.items()}
-    if options.draft and (draft := config.large.draft) is not None:
-        engine = pools["large"].engine | {"speculative_config": draft.speculative_config}
-        pools["large"] = pools["large"].model_copy(update={"engine": engine})
+    if options.draft:
+        for model, pool in pools.items():
+            if pool.draft is not None:
+                engine = pool.engine | {"speculative_config": pool.draft.speculative_config}
+                pools[model] = pool.model_copy(update={"engine": engine})
     if options.alone_threads and system == "large_alone":
         env = pools["large"].env | {"OMP_NUM_THREADS": str(options.alone_threads)}
         pools["large"] = pools["large"].model_copy(update={"env": env})
@@ -255,7 +257,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="`vllm serve` with its own settings, not with those of the profile's engines",
     )
-    made.add_argument("--draft", action="store_true", help="`vllm serve` drafts, if the profile's large pool does")
+    made.add_argument("--draft", action="store_true", help="`vllm serve` drafts where the profile's pools do")
     made.add_argument(
         "--alone-threads",
         type=at_least_one,

@@ -25,7 +25,8 @@ from router.vocabulary import TemplateError, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets that does not say otherwise, and the bounds of every request. min_p: whether engines can."""
+    """What a request gets that does not say otherwise, and the bounds of every request. drafting: the models in whose
+    engines something drafts, where vLLM has no min_p."""
 
     threshold: float
     answer_by: Model
@@ -38,7 +39,7 @@ class Defaults:
     dispensable: frozenset[Model] = frozenset()
     warm_up_tokens: int | None = None
     target: Target | None = None
-    min_p: bool = True
+    drafting: frozenset[Model] = frozenset()
 
 
 class StepRouter:
@@ -137,10 +138,11 @@ class StepRouter:
         if plain and request.routing.answer_by is not None:
             message = "answer_by needs a pair that thinks: here everything is one text."
             raise Refusal(message, param="glimpse.answer_by")
-        if request.sampling.min_p and not self._defaults.min_p and request.routing.mode != "small":
-            raise Refusal("the large model's engine drafts, which leaves no min_p: use top_p or top_k.", param="min_p")
         policy, answer_by, max_large_share = self._policy(request)
         prompts = self._prompts(request)
+        if request.sampling.min_p and (drafting := self._defaults.drafting & prompts.keys()):
+            message = f"the {max(drafting)} model's engine drafts, which leaves no min_p: use top_p or top_k."
+            raise Refusal(message, param="min_p")
         tokens = self._tokens(request, longest=max(map(len, prompts.values())), prompt="messages" if chat else "prompt")
         defaults = self._defaults
         task = Task(

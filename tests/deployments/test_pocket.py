@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file
 
 from deployments.pocket import tokenizer as pocket_tokenizer
+from deployments.pocket.heads import Heads, read_small, tokens_an_iteration
 from deployments.pocket.problems import (
     AMOUNTS,
     CATALOGUE,
@@ -161,11 +163,12 @@ def test_prompt_and_completion_tokenise_apart(tokenizer, problems):
 
 def test_the_committed_models_fit():
     weights = list(MODELS.glob("*/model.safetensors"))
-    assert {path.parent.name for path in weights} == {"small", "large"}
+    assert {path.parent.name for path in weights} == {"small", "large", "small-heads"}
     assert sum(path.stat().st_size for path in weights) <= 30_000_000
-    assert len({(path.parent / "tokenizer.json").read_bytes() for path in weights}) == 1
-    for path in weights:
-        config = json.loads((path.parent / "config.json").read_text())
+    pair = [MODELS / name for name in ("small", "large")]
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in pair}) == 1
+    for folder in pair:
+        config = json.loads((folder / "config.json").read_text())
         assert config["max_position_embeddings"] >= 4096
         assert config["head_dim"] in (32, 64, 128)
 
@@ -173,3 +176,10 @@ def test_the_committed_models_fit():
 def test_the_committed_tokenizer_is_what_the_script_builds(tokenizer):
     saved = json.loads((MODELS / "small" / "tokenizer.json").read_text())
     assert saved["model"]["vocab"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+
+
+def test_the_heads_that_are_committed_guess_what_the_small_model_would_say(tokenizer):
+    model = read_small(MODELS)
+    heads = Heads(model.embed_tokens.weight)
+    heads.load_state_dict(load_file(MODELS / "small-heads" / "model.safetensors"))
+    assert tokens_an_iteration(heads, model, tokenizer, generate(7, 20)) > 2.5

@@ -1,4 +1,4 @@
-"""The embedded pair with a large model that drafts: a system of its own."""
+"""The embedded pair where something drafts for either model: a system of its own."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ async def test_the_large_model_is_as_right_as_ever(http: httpx.AsyncClient, draw
     assert right >= 22
 
 
+@pytest.mark.parametrize("model", ["glimpse", "small"])
+async def test_greedy_replies_are_those_without_drafts(
+    http: httpx.AsyncClient, client: httpx.AsyncClient, model: str
+) -> None:
+    questions = [one.question for one in problems(24)]
+    drafted, plain = [await ask_all(one, questions, model, at_a_time=8) for one in (http, client)]
+    assert [said(reply) for reply in drafted] == [said(reply) for reply in plain]
+
+
 async def test_greedy_replies_do_not_depend_on_who_samples_beside_them(http: httpx.AsyncClient) -> None:
     questions = [one.question for one in problems(16)]
     alone = [said(await ask(http, question, "large")) for question in questions]
@@ -52,13 +61,14 @@ async def test_greedy_replies_do_not_depend_on_who_samples_beside_them(http: htt
     assert [said(reply) for reply in beside] == alone
 
 
+@pytest.mark.parametrize("model", ["small", "large"])
 @pytest.mark.parametrize(
     "drawn", [{"temperature": 1.0}, {"temperature": 1.5, "top_k": 10}, {"temperature": 1.5, "top_p": 0.9}]
 )
 async def test_what_is_sampled_is_distributed_as_without_drafts(
-    http: httpx.AsyncClient, client: httpx.AsyncClient, drawn: dict[str, float]
+    http: httpx.AsyncClient, client: httpx.AsyncClient, model: str, drawn: dict[str, float]
 ) -> None:
-    drafted, plain = [await replies(one, 250, **drawn) for one in (http, client)]
+    drafted, plain = [await replies(one, model, 250, **drawn) for one in (http, client)]
     often = [text for text, times in (Counter(drafted) + Counter(plain)).items() if times >= 10]
     assert len(often) > 5
     seen = np.array([[*map(some.count, often), sum(text not in often for text in some)] for some in (drafted, plain)])
@@ -68,9 +78,9 @@ async def test_what_is_sampled_is_distributed_as_without_drafts(
     assert chi_squared < freedom + 4 * np.sqrt(2 * freedom)
 
 
-async def replies(http: httpx.AsyncClient, count: int, **drawn: float) -> list[str]:
-    """The first three tokens of what the large model says, of which it drafts two."""
-    asked = {"model": "large", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 3, **drawn}
+async def replies(http: httpx.AsyncClient, model: str, count: int, **drawn: float) -> list[str]:
+    """The first three tokens of what a model says, of which two are drafted."""
+    asked = {"model": model, "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 3, **drawn}
     limit = asyncio.Semaphore(16)
 
     async def one(seed: int) -> str:

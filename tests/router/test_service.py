@@ -310,7 +310,7 @@ async def test_bad_prompts_are_refused(fields: dict, param: str) -> None:
 
 
 async def test_where_the_large_model_drafts_there_is_min_p_for_the_small_one_alone() -> None:
-    service, _ = router("</think>4<end>", defaults=replace(DEFAULTS, min_p=False))
+    service, _ = router("</think>4<end>", defaults=replace(DEFAULTS, drafting=frozenset({"large"})))
     asked = chat(sampling=Sampling(min_p=0.1))
     with pytest.raises(Refusal) as refused:
         await events(service, asked)
