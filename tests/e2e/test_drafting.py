@@ -42,7 +42,7 @@ async def test_the_large_model_is_as_right_as_ever(http: httpx.AsyncClient, draw
     assert right >= 22
 
 
-@pytest.mark.parametrize("model", ["glimpse", "small"])
+@pytest.mark.parametrize("model", ["glimpse", "small", "large"])
 async def test_greedy_replies_are_those_without_drafts(
     http: httpx.AsyncClient, client: httpx.AsyncClient, model: str
 ) -> None:
