@@ -61,9 +61,16 @@ async def test_greedy_replies_do_not_depend_on_who_samples_beside_them(http: htt
     assert [said(reply) for reply in beside] == alone
 
 
-@pytest.mark.parametrize("model", ["small", "large"])
 @pytest.mark.parametrize(
-    "drawn", [{"temperature": 1.0}, {"temperature": 1.5, "top_k": 10}, {"temperature": 1.5, "top_p": 0.9}]
+    ("model", "drawn"),
+    [
+        ("small", {"temperature": 1.0}),
+        ("small", {"temperature": 1.5, "top_k": 10}),
+        ("small", {"temperature": 1.0, "top_p": 0.9}),
+        ("large", {"temperature": 1.0}),
+        ("large", {"temperature": 1.5, "top_k": 10}),
+        ("large", {"temperature": 1.5, "top_p": 0.9}),
+    ],
 )
 async def test_what_is_sampled_is_distributed_as_without_drafts(
     http: httpx.AsyncClient, client: httpx.AsyncClient, model: str, drawn: dict[str, float]
