@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +31,9 @@ from deployments.pocket.train import (
     Stage,
     batches,
     examples,
+    load,
     rendered,
+    replacing,
     run_stage,
 )
 from deployments.pocket.transformer import Transformer
@@ -110,18 +111,15 @@ def tokens_an_iteration(
 
 def read_small(out: Path) -> Transformer:
     """The trained small model, frozen."""
-    saved = load_file(out / "small" / "model.safetensors")
-    weights = {key.removeprefix("model."): tensor.float() for key, tensor in saved.items()}
-    model = Transformer(RECIPES["small"].shape, RECIPES["small"].stages[-1].layers, len(weights["embed_tokens.weight"]))
-    model.load_state_dict(weights)
+    recipe = RECIPES["small"]
+    vocabulary = json.loads((out / "small" / "config.json").read_text())["vocab_size"]
+    model = Transformer(recipe.shape, recipe.stages[-1].layers, vocabulary)
+    load(model, out / "small")
     return model.requires_grad_(False)
 
 
 def save(heads: Heads, folder: Path) -> None:
-    """Write a folder as vLLM reads it; it appears whole or not at all."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    """Write a folder as vLLM reads it."""
     weights = {name: tensor.bfloat16() for name, tensor in heads.state_dict().items()}
     vocabulary, hidden = weights["lm_heads.0.weight"].shape
     config = {
@@ -135,10 +133,9 @@ def save(heads: Heads, folder: Path) -> None:
         "max_position_embeddings": pocket_tokenizer.CONTEXT,
         "dtype": "bfloat16",
     }
-    (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replacing(folder) as new:
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,38 +258,52 @@ def progress(name: str, done: float, step: int, tokens: int, loss: float, elapse
         print(line, file=sys.stderr, flush=True)
 
 
-def save(model: Transformer, shape: Shape, folder: Path) -> None:
-    """Write an ordinary model folder; it appears whole or not at all."""
-    draft = folder.with_name(folder.name + ".new")
-    shutil.rmtree(draft, ignore_errors=True)
-    tokenizer = pocket_tokenizer.save(draft)
-    vocabulary = model.embed_tokens.num_embeddings
-    config = Qwen3Config(
-        architectures=["Qwen3ForCausalLM"],
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=len(model.layers),
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=pocket_tokenizer.CONTEXT,
-        rms_norm_eps=EPSILON,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="bfloat16",
-    )
-    config.save_pretrained(draft)
-    GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    ).save_pretrained(draft)
-    weights = {f"model.{name}": tensor.detach().cpu().bfloat16() for name, tensor in model.state_dict().items()}
-    save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes this one's place when the block ends: it appears whole or not at all."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
     shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    new.rename(folder)
+
+
+def save(model: Transformer, shape: Shape, folder: Path) -> None:
+    """Write an ordinary model folder."""
+    with replacing(folder) as new:
+        tokenizer = pocket_tokenizer.save(new)
+        vocabulary = model.embed_tokens.num_embeddings
+        config = Qwen3Config(
+            architectures=["Qwen3ForCausalLM"],
+            vocab_size=vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=len(model.layers),
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            max_position_embeddings=pocket_tokenizer.CONTEXT,
+            rms_norm_eps=EPSILON,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="bfloat16",
+        )
+        config.save_pretrained(new)
+        GenerationConfig(
+            do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        ).save_pretrained(new)
+        weights = {f"model.{name}": tensor.detach().cpu().bfloat16() for name, tensor in model.state_dict().items()}
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(model: Transformer, folder: Path) -> None:
+    """Take the weights of a saved model."""
+    saved = load_file(folder / "model.safetensors")
+    model.load_state_dict({key.removeprefix("model."): tensor.float() for key, tensor in saved.items()})
 
 
 def train(name: str, out: Path, seed: int, device: torch.device, skip: int = 0) -> None:
@@ -302,8 +317,7 @@ def train(name: str, out: Path, seed: int, device: torch.device, skip: int = 0) 
         before, folder = RECIPES[recipe.start].stages[-1], out / recipe.start
     model = Transformer(recipe.shape, before.layers, vocabulary).to(device)
     if recipe.start or skip:
-        saved = load_file(folder / "model.safetensors", device=str(device))
-        model.load_state_dict({key.removeprefix("model."): tensor.float() for key, tensor in saved.items()})
+        load(model, folder)
     prices = torch.tensor(tokenizer.convert_tokens_to_ids([str(price) for price in PRICES]), device=device)
     for number, stage in enumerate(recipe.stages):
         if number < skip:
