@@ -43,8 +43,8 @@ class DraftConfig(Settings):
         description="folder or hub ID of a smaller model with the same vocabulary, such as the pair's small one for the"
         " large pool, or of heads that were trained on the pool's model",
     )
-    method: str = Field(
-        default="draft_model", min_length=1, description="vLLM's name of what that is, such as medusa or eagle3"
+    method: Literal["draft_model", "medusa", "eagle", "eagle3"] = Field(
+        default="draft_model", description="what that is, by vLLM's names"
     )
     revision: str | None = None
     tokens: int = Field(default=5, ge=1, le=16, description="proposed at a time")
