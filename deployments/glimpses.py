@@ -7,6 +7,9 @@ only their logits go into it: a constant that is added to all of them makes no d
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,6 +38,31 @@ class GlimpsingSampler(Sampler):
         return LogprobsTensors(ids, logprobs.unsqueeze(-1), torch.zeros_like(ids).squeeze(-1))
 
 
+SECOND = "vllm.v1.worker.gpu."
+"""Where vLLM's second model runner is, the one for GPUs; its samplers rank and normalise through a function."""
+RANKS = "compute_topk_scores"
+
+
+def ranking(rank: Callable[..., LogprobsTensors]) -> Callable[..., LogprobsTensors]:
+    """That function, but for requests that ask for no likeliest tokens: of each token its entropy."""
+
+    def ranked(
+        logits: torch.Tensor,
+        num_logprobs: int,
+        sampled_token_ids: torch.Tensor,
+        cu_num_logits: list[int] | torch.Tensor | None = None,
+        **others: Any,
+    ) -> LogprobsTensors:
+        if num_logprobs or others.get("max_per_req_token_ids"):
+            return rank(logits, num_logprobs, sampled_token_ids, cu_num_logits, **others)
+        told = (sampled_token_ids.unsqueeze(-1), entropies(logits).unsqueeze(-1), torch.zeros_like(sampled_token_ids))
+        if isinstance(cu_num_logits, torch.Tensor):
+            return LogprobsTensors(*told, cu_num_generated_tokens_tensor=cu_num_logits)
+        return LogprobsTensors(*told, cu_num_generated_tokens=cu_num_logits)
+
+    return ranked
+
+
 class Glimpses:
     """Part of what is added to each of vLLM's workers."""
 
@@ -44,7 +72,15 @@ class Glimpses:
         """From now on requests with `logprobs=0` get entropies. False where the worker samples in a way that is not
         known here, and nothing has changed."""
         sampler = getattr(self.model_runner, "sampler", None)
-        if type(sampler) is not Sampler:
+        if type(sampler) is Sampler:
+            sampler.__class__ = GlimpsingSampler
+            return True
+        if type(sampler).__module__ != f"{SECOND}sample.sampler":
             return False
-        sampler.__class__ = GlimpsingSampler
+        for name in ("sample.sampler", "spec_decode.rejection_sampler"):
+            _take_over(sys.modules[SECOND + name])
         return True
+
+
+def _take_over(samplers: ModuleType) -> None:
+    setattr(samplers, RANKS, ranking(getattr(samplers, RANKS)))

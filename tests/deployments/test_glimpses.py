@@ -7,7 +7,7 @@ import pytest
 import torch
 from vllm.v1.sample.sampler import Sampler
 
-from deployments.glimpses import Glimpses, GlimpsingSampler, entropies
+from deployments.glimpses import Glimpses, GlimpsingSampler, entropies, ranking
 from router.glimpse import MAX_ENTROPY, TOP, entropy
 
 
@@ -36,6 +36,20 @@ def test_each_token_gets_one_number() -> None:
     assert ids.tolist() == [[4], [5], [6]]
     assert values[:, 0].tolist() == entropies(logits).tolist()
     assert ranks.shape == (3,)
+
+
+def test_the_second_model_runner_tells_entropies_to_who_asks_for_no_likeliest_tokens() -> None:
+    ranked = ranking(lambda *args, **kwargs: "ranked")  # type: ignore[arg-type, return-value]
+    logits, sampled = torch.randn(3, 50), torch.tensor([4, 5, 6])
+    assert ranked(logits, 20, sampled, None) == "ranked"
+    assert ranked(logits, 0, sampled, None, max_per_req_token_ids=2) == "ranked"
+    told = ranked(logits, 0, sampled, [0, 1, 3], logits_mode=False)
+    assert told.logprob_token_ids.tolist() == [[4], [5], [6]]
+    assert told.logprobs[:, 0].tolist() == entropies(logits).tolist()
+    assert told.cu_num_generated_tokens == [0, 1, 3]
+    on_device = ranked(logits, 0, sampled, torch.tensor([0, 1, 3]))
+    assert on_device.cu_num_generated_tokens is None
+    assert on_device.cu_num_generated_tokens_tensor.tolist() == [0, 1, 3]
 
 
 def test_a_worker_that_samples_in_its_own_way_is_left_alone() -> None:
