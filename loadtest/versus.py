@@ -203,37 +203,44 @@ def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iter
 
 
 def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
-    """For each number of clients its rounds. Those of the generator are all different, so that none is found in a
-    cache; a file's are the same each time, for every system alike."""
-    rounds: dict[int, list[list[Question]]] = {}
+    """For each number of clients the problems of every measurement. Those of the generator are all different, so that
+    none is found in a cache, and so are a file's within a round; each round has them again, for every system alike."""
+    measurements: dict[int, list[list[Question]]] = {}
+    begin = 0
     for n, clients in enumerate(options.clients):
-        count = options.problems or max(16, 4 * clients)
+        count = options.problems[n % len(options.problems)] if options.problems else max(16, 4 * clients)
         if options.data is None:
-            made = generated(options.seed + n, count * options.rounds)
-            rounds[clients] = [made[i * count : (i + 1) * count] for i in range(options.rounds)]
+            made = generated(options.seed + n, count * options.rounds * options.repeats)
+            measurements[clients] = [made[i : i + count] for i in range(0, len(made), count)]
+        elif options.repeats == 1:
+            measurements[clients] = [from_file(options.data, options.problems and count, BOXED)] * options.rounds
         else:
-            rounds[clients] = [from_file(options.data, options.problems, BOXED)] * options.rounds
-    return rounds
+            begin, end = begin + options.repeats * count, begin
+            read = from_file(options.data, begin, BOXED)[end:]
+            measurements[clients] = [read[i : i + count] for i in range(0, len(read), count)] * options.rounds
+    return measurements
 
 
 async def measured(
     system: str, urls: Mapping[Model, str], ask: Ask, options: argparse.Namespace, turn: int
-) -> dict[int, Round]:
+) -> dict[int, list[Round]]:
     """One round of a system that runs, by the number of clients."""
-    done: dict[int, Round] = {}
+    done: dict[int, list[Round]] = defaultdict(list)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as http:
         solver = SYSTEMS[system](http, urls, ask)
-        for clients, rounds in problems(options).items():
+        for clients, measurements in problems(options).items():
             label = f"{system}, {clients} clients, round {turn + 1}"
             warming = generated(options.seed + 1000, clients)
             await measure(solver.solve, warming, clients, f"{label}, warming", count_cpu=False)
             # A server that was there before is not below this process.
             count_cpu = system != "ours" or options.url is None
-            done[clients] = await measure(solver.solve, rounds[turn], clients, label, count_cpu=count_cpu)
-            told = figures(done[clients])
-            print(f"{label}: p50 {told['latency_p50_s']:.2f} s, {told['tokens_per_s']:.0f} tokens/s", file=sys.stderr)
+            for questions in measurements[turn * options.repeats :][: options.repeats]:
+                done[clients].append(await measure(solver.solve, questions, clients, label, count_cpu=count_cpu))
+                told = figures(done[clients][-1])
+                said = f"p50 {told['latency_p50_s']:.2f} s, {told['tokens_per_s']:.0f} tokens/s"
+                print(f"{label}: {said}", file=sys.stderr)
     return done
 
 
@@ -248,7 +255,15 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--clients", type=numbers, default=[1, 8, 16], metavar="N,…", help="(default: 1,8,16)")
     made.add_argument("--systems", type=names, default=list(SYSTEMS), metavar="NAME,…", help=f"of {', '.join(SYSTEMS)}")
     made.add_argument("--rounds", type=at_least_one, default=3, help="at each number of clients (default: %(default)s)")
-    made.add_argument("--problems", type=at_least_one, help="in a round (default: 4 for each client, 16 or more)")
+    made.add_argument(
+        "--repeats", type=at_least_one, default=1, help="measurements in each round (default: %(default)s)"
+    )
+    made.add_argument(
+        "--problems",
+        type=numbers,
+        metavar="N,…",
+        help="in a measurement, for all or for each of --clients (default: 4 for each client, 16 or more)",
+    )
     made.add_argument("--data", type=Path, metavar="FILE.jsonl", help="with `question` and `answer`, not the generator")
     made.add_argument("--threshold", type=float, help="nats (default: the profile's)")
     made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the profile's)")
@@ -267,7 +282,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="replies as they are written (default)"
     )
-    return made.parse_args(arguments)
+    options = made.parse_args(arguments)
+    if options.problems and len(options.problems) not in (1, len(options.clients)):
+        made.error("--problems: one number, or one for each of --clients")
+    return options
 
 
 def asking(config: AppConfig, options: argparse.Namespace) -> Ask:
@@ -296,21 +314,26 @@ def main() -> None:
     for turn in range(options.rounds):
         for system in options.systems:
             with started(system, config, options) as urls:
-                for clients, one in asyncio.run(measured(system, urls, ask, options, turn)).items():
-                    taken[system, clients].append(one)
-    rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
+                for clients, done in asyncio.run(measured(system, urls, ask, options, turn)).items():
+                    taken[system, clients] += done
+            rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
+            # Each time, for a run that does not come to its end.
+            if options.json:
+                options.json.write_text(json.dumps(told(rows, ask, options), indent=1) + "\n")
     print(shown(rows))
-    if options.json:
-        told = {
-            "rows": rows,
-            "seed": options.seed,
-            "stock": options.stock,
-            "draft": options.draft,
-            "alone_threads": options.alone_threads,
-            "stream": ask.stream,
-            "limits": asdict(ask.limits),
-        }
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def told(rows: Sequence[Mapping[str, Any]], ask: Ask, options: argparse.Namespace) -> dict[str, Any]:
+    """What is saved."""
+    return {
+        "rows": rows,
+        "seed": options.seed,
+        "stock": options.stock,
+        "draft": options.draft,
+        "alone_threads": options.alone_threads,
+        "stream": ask.stream,
+        "limits": asdict(ask.limits),
+    }
 
 
 if __name__ == "__main__":

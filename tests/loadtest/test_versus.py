@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from deployments.config import PoolConfig
@@ -59,6 +61,24 @@ def test_generated_problems_are_all_different() -> None:
     texts = [question.text for rounds in problems(options).values() for one in rounds for question in one]
     assert len(texts) == 12
     assert len(set(texts)) == 12
+
+
+def test_a_files_problems_are_all_different_in_a_round_and_the_same_in_the_next(tmp_path: Path) -> None:
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(f'{{"question": "{n}", "answer": "1"}}\n' for n in range(20)))
+    asked = ["--data", f"{data}", "--clients", "1,2", "--rounds", "2", "--repeats", "3", "--problems", "2,4"]
+    alone, both = problems(read_options(asked)).values()
+    assert [len(one) for one in alone] == [2] * 6
+    assert [len(one) for one in both] == [4] * 6
+    texts = [question.text for one in alone[:3] + both[:3] for question in one]
+    assert len(set(texts)) == len(texts) == 18
+    assert alone[:3] == alone[3:]
+
+
+def test_numbers_of_problems_are_one_for_all_or_one_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options(["--clients", "1,2,3", "--problems", "2,4"])
+    assert "one for each of --clients" in capsys.readouterr().err
 
 
 def test_engines_are_served_with_the_arguments_their_pool_gives_them() -> None:

@@ -1,0 +1,269 @@
+"""Models of real shapes that write what was recorded: for speed on GPUs, where it depends on a model's shape and on
+which steps go to the large one, not on what its weights say.
+
+    python -m loadtest.recorded /tmp/replay --tokenizer ~/.cache/glimp-pair/small
+    python -m loadtest.versus --profile /tmp/replay/profile.yaml --data /tmp/replay/questions.jsonl --clients 1,8,32
+
+Writes a pair of models without weights, questions for them and a profile. The layers get random weights when an engine
+starts, and the two ends of the model a chain of tokens (loadtest/recorded_worker.py): each token names the next, and so
+every system that asks gets the same steps. A step is as long as the recorded one; where that went to the large model
+its first token is one of eight that are equally likely (2.08 nats), else it is certain. The first word of a question
+says which of the recorded requests is replayed; the rest only takes room, and is different in each.
+
+The recording (loadtest/recordings/gsm8k.jsonl): sixteen word problems, answered by Qwen2.5-Coder-0.5B and 1.5B under
+`local-pair.yaml`, 4,857 tokens in 109 steps, 23 of them by the large model. The last step of each ends in a number, by
+which one sees that a reply came whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deployments.config import ConfigError, PoolConfig
+from loadtest.command import MeasuringError, at_least_one, run
+
+RECORDING = Path(__file__).parent / "recordings" / "gsm8k.jsonl"
+CHAIN, FORMAT = "chain.json", "recorded"
+UNSURE = 8
+"""First tokens of a step that the small model is unsure of."""
+
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "max_position_embeddings": 40960,
+    "attention_bias": False,
+    # A matrix of its own for the output, which the smaller ones share with the input: a chain needs two.
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SHAPES = {
+    "tiny": (256, 512, 2, 4, 2),
+    "qwen3-4b": (2560, 9728, 36, 32, 8),
+    "qwen3-8b": (4096, 12288, 36, 32, 8),
+    "qwen3-14b": (5120, 17408, 40, 40, 8),
+    "qwen3-32b": (5120, 25600, 64, 64, 8),
+}
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% set first = messages[-1].content.split(' ')[0] %}"
+    "{{ first if first in STARTS else STARTS[0] }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """tokens: its delimiter, or the end of the text, included."""
+
+    tokens: int
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What is written. starts: the word that a question begins with, by request; answers: the number that the request's
+    reply ends in; successors: the tokens that may follow a token, each as likely as the others."""
+
+    starts: tuple[str, ...]
+    answers: tuple[int, ...]
+    successors: Mapping[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Tokens that stay what they are when a text is taken apart and read again, each used once.
+
+    inner: words after a space; starts: words that begin a line, with their texts; breaks: delimiters; marks: what may
+    stand before a number; digits: those of 0 to 9; end: of the text.
+    """
+
+    inner: Iterator[int]
+    starts: Iterator[tuple[int, str]]
+    breaks: Iterator[int]
+    marks: Iterator[int]
+    digits: Sequence[int]
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Words:
+        texts = [(token, tokenizer.decode([token])) for token in range(tokenizer.vocab_size)]
+
+        def ids(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
+        def alone(pattern: str, before: str, after: str) -> Iterator[tuple[int, str]]:
+            """Tokens of such a text that are found again between the others."""
+            edges = len(ids(before)), len(ids(after))
+            for token, text in texts:
+                if re.fullmatch(pattern, text):
+                    read = ids(before + text + after)
+                    if read[edges[0] : len(read) - edges[1]] == [token]:
+                        yield token, text
+
+        return cls(
+            inner=(token for token, _ in alone(r" [a-z]{3,}", " word", " word")),
+            starts=alone(r"[a-z]{4,}", "\n", " word"),
+            breaks=(token for token, _ in alone(r"[!-/:-@[-`{-~]+\n\n", " word", " word")),
+            marks=(token for token, _ in alone(r"[=:(]+", " word", "7")),
+            digits=[ids(f"={digit}")[-1] for digit in range(10)],
+            end=int(tokenizer.eos_token_id),
+        )
+
+
+def tokenizer_of(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(PoolConfig(model=folder).path)
+    except (ConfigError, OSError, ValueError):
+        raise MeasuringError(f"there is no tokenizer at {folder!r}; give a model's folder with --tokenizer") from None
+
+
+def read(path: Path) -> list[tuple[Step, ...]]:
+    """Recorded requests, one a line: `{"steps": [[tokens, whether the large model wrote it], …]}`."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        requests = [tuple(Step(int(tokens), bool(hard)) for tokens, hard in line["steps"]) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MeasuringError(f"{path}: not a recording, which has lines with `steps`: {error}") from None
+    if not requests or any(not steps or min(step.tokens for step in steps) < 4 for steps in requests):
+        raise MeasuringError(f"{path}: needs requests, each of steps of 4 tokens or more")
+    return requests
+
+
+def chained(requests: Sequence[Sequence[Step]], words: Words) -> Chain:
+    """Every request's tokens, one after the other."""
+    starts: list[str] = []
+    successors: dict[int, tuple[int, ...]] = dict.fromkeys(words.digits, (words.end,))
+    try:
+        for n, steps in enumerate(requests):
+            last, start = next(words.starts)
+            starts.append(start)
+            endings = [[next(words.breaks)] for _ in steps[1:]] + [[next(words.marks), words.digits[n % 10], words.end]]
+            for step, ending in zip(steps, endings, strict=True):
+                last = _write(last, step, ending, words, successors)
+    except StopIteration:
+        raise MeasuringError("the tokenizer has too few tokens for a recording as long as this") from None
+    return Chain(tuple(starts), tuple(n % 10 for n in range(len(requests))), successors)
+
+
+def _write(last: int, step: Step, ending: Sequence[int], words: Words, successors: dict[int, tuple[int, ...]]) -> int:
+    """A step after the token `last`. Returns the token that it ends with."""
+    first = [next(words.inner) for _ in range(UNSURE if step.hard else 1)]
+    path = [next(words.inner) for _ in range(step.tokens - 1 - len(ending))] + list(ending)
+    successors[last] = tuple(first)
+    successors |= dict.fromkeys(first, (path[0],))
+    for token, after in pairwise(path):
+        successors[token] = (after,)
+    return path[-1]
+
+
+def questions(chain: Chain, count: int, tokens: int) -> Iterator[dict[str, str]]:
+    """So many, about so many tokens long each; no two are the same after the first word."""
+    for n in range(count):
+        number = n % len(chain.starts)
+        filler = " ".join(f"{n}" if i % 8 == 0 else "of" for i in range(max(1, tokens * 5 // 8)))
+        yield {"question": f"{chain.starts[number]} {filler}", "answer": f"{chain.answers[number]}"}
+
+
+def model(folder: Path, tokenizer: Any, shape: str, chain: Chain) -> None:
+    """The folder of a model without weights."""
+    tokenizer.chat_template = TEMPLATE.replace("STARTS", json.dumps(chain.starts))
+    tokenizer.save_pretrained(folder)
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    (folder / "config.json").write_text(
+        json.dumps(QWEN3 | dict(zip(SIZES, SHAPES[shape], strict=True)) | ends, indent=1)
+    )
+    (folder / CHAIN).write_text(json.dumps({str(token): after for token, after in chain.successors.items()}))
+
+
+def profile(options: argparse.Namespace) -> dict[str, Any]:
+    """Both models on one GPU, or on the CPU."""
+    pools = {}
+    for name, share, cache in (("small", 0.2, 12), ("large", 0.75, 20)):
+        engine: dict[str, Any] = {
+            "load_format": FORMAT,
+            "worker_cls": "loadtest.recorded_worker.Worker",
+            "max_num_seqs": 64,
+        }
+        pool: dict[str, Any] = {
+            "model": str((options.folder / name).resolve()),
+            "dtype": "bfloat16",
+            "max_model_len": 8192 if options.cpu else 40960,
+            "cpus": 0.5,
+            "max_ongoing_requests": 64,
+            "sampling": {"temperature": 0.0},
+            "engine": engine,
+        }
+        if options.cpu:
+            engine |= {"enforce_eager": True, "block_size": 32}
+            pool["env"] = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        else:
+            engine |= {
+                "kv_cache_memory_bytes": cache << 30,
+                "gpu_memory_utilization": share,
+                # Whole iterations as CUDA graphs, of vLLM's own kernels: compiled ones would take minutes to start.
+                "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"},
+            }
+            pool["gpus"] = share
+        pools[name] = pool
+    args = {
+        **pools,
+        "routing": {"threshold": 1.0},
+        "limits": {"max_tokens": 2048},
+        "router": {"cpus": 0.5},
+    }
+    return {
+        "applications": [{"name": "glimpse", "route_prefix": "/", "import_path": "deployments.app:build", "args": args}]
+    }
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    made = argparse.ArgumentParser(
+        prog="python -m loadtest.recorded",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("folder", type=Path, help="where to write models, questions and profile")
+    made.add_argument("--tokenizer", required=True, metavar="DIR", help="a model with a vocabulary like Qwen's")
+    made.add_argument("--recording", type=Path, default=RECORDING, metavar="FILE", help="(default: %(default)s)")
+    made.add_argument("--small", choices=SHAPES, default="qwen3-4b", help="(default: %(default)s)")
+    made.add_argument("--large", choices=SHAPES, default="qwen3-32b", help="(default: %(default)s)")
+    made.add_argument("--questions", type=at_least_one, default=1024, metavar="N", help="(default: %(default)s)")
+    made.add_argument("--prompt-tokens", type=at_least_one, default=512, metavar="N", help="(default: %(default)s)")
+    made.add_argument(
+        "--cpu", action="store_true", help="a profile for CPUs; with `--small tiny --large tiny`, a trial"
+    )
+    return made.parse_args(arguments)
+
+
+def main() -> None:
+    options = read_options()
+    tokenizer = tokenizer_of(options.tokenizer)
+    chain = chained(read(options.recording), Words.of(tokenizer))
+    for name, shape in (("small", options.small), ("large", options.large)):
+        model(options.folder / name, tokenizer, shape, chain)
+    asked = questions(chain, options.questions, options.prompt_tokens)
+    (options.folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
+    (options.folder / "profile.yaml").write_text(yaml.safe_dump(profile(options), sort_keys=False))
+    print(f"{options.folder}: {options.small}, {options.large}, {len(chain.starts)} requests, profile.yaml")
+
+
+if __name__ == "__main__":
+    run(main)

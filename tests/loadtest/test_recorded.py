@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import math
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deployments.glimpses import entropies
+from loadtest.command import MeasuringError
+from loadtest.recorded import RECORDING, UNSURE, Chain, Step, Words, chained, questions, read
+from loadtest.recorded_worker import chain as write_chain
+
+REQUESTS = [(Step(6, False), Step(9, True), Step(5, False)), (Step(4, True),), (Step(7, False), Step(4, True))]
+END = 0
+DIGITS = range(1, 11)
+BREAKS = range(100, 200)
+
+
+def words(inner: int = 1000) -> Words:
+    return Words(
+        inner=iter(range(1000, 1000 + inner)),
+        starts=((token, f"start{token}") for token in count(500)),
+        breaks=iter(BREAKS),
+        marks=count(300),
+        digits=list(DIGITS),
+        end=END,
+    )
+
+
+def replayed(chain: Chain, start: int) -> list[Step]:
+    """The steps that are written after a start, the first of several successors each time."""
+    steps: list[Step] = []
+    last, tokens, hard = start, 0, len(chain.successors[start]) > 1
+    while last != END:
+        last = chain.successors[last][0]
+        tokens += 1
+        if last in BREAKS or last == END:
+            steps.append(Step(tokens, hard))
+            tokens, hard = 0, last != END and len(chain.successors[last]) > 1
+    return steps
+
+
+def test_a_chain_has_the_recorded_steps() -> None:
+    chain = chained(REQUESTS, words())
+    starts = [int(start.removeprefix("start")) for start in chain.starts]
+    assert [replayed(chain, start) for start in starts] == [list(steps) for steps in REQUESTS]
+    assert {len(after) for after in chain.successors.values()} == {1, UNSURE}
+
+
+def test_whichever_first_token_is_drawn_the_step_goes_on_in_the_same_way() -> None:
+    chain = chained(REQUESTS, words())
+    for after in chain.successors.values():
+        assert len({chain.successors[token] for token in after if token != END}) <= 1
+
+
+def test_a_recording_that_is_longer_than_the_vocabulary_is_refused() -> None:
+    with pytest.raises(MeasuringError, match="too few tokens"):
+        chained(REQUESTS, words(inner=20))
+
+
+def test_the_recording_that_comes_along_can_be_read() -> None:
+    steps = [step for steps in read(RECORDING) for step in steps]
+    assert (len(steps), sum(step.tokens for step in steps), sum(step.hard for step in steps)) == (109, 4857, 23)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"steps": []}', '{"steps": [[3, true]]}', "steps", '{"steps": [1]}'])
+def test_what_is_no_recording_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recording.jsonl"
+    path.write_text(text)
+    with pytest.raises(MeasuringError, match="recording"):
+        read(path)
+
+
+def test_questions_say_which_request_is_meant_and_share_nothing_else() -> None:
+    chain = chained(REQUESTS, words())
+    asked = list(questions(chain, 7, 64))
+    assert [one["question"].split()[0] for one in asked] == [chain.starts[n % 3] for n in range(7)]
+    assert [one["answer"] for one in asked] == [f"{n % 3}" for n in range(7)]
+    assert len({one["question"].partition(" ")[2] for one in asked}) == 7
+
+
+def test_a_model_writes_the_chain_and_is_unsure_where_a_step_is_hard() -> None:
+    """As vLLM's models compute it, layers left out: embedding, norm, output matrix."""
+    chain = chained(REQUESTS, words())
+    hidden = 512
+    model = SimpleNamespace(
+        model=SimpleNamespace(
+            embed_tokens=torch.nn.Embedding(2000, hidden),
+            norm=SimpleNamespace(weight=torch.nn.Parameter(torch.zeros(hidden))),
+        ),
+        lm_head=torch.nn.Linear(hidden, 2000, bias=False),
+    )
+    write_chain(model, {token: list(after) for token, after in chain.successors.items()})
+    tokens = torch.tensor(sorted(chain.successors))
+    states = torch.nn.functional.rms_norm(model.model.embed_tokens.weight[tokens], (hidden,), model.model.norm.weight)
+    logits = states @ model.lm_head.weight.T
+    for token, best, entropy in zip(
+        tokens.tolist(), logits.argmax(-1).tolist(), entropies(logits).tolist(), strict=True
+    ):
+        assert best in chain.successors[token]
+        assert entropy == pytest.approx(math.log(len(chain.successors[token])), abs=0.2)
