@@ -15,13 +15,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import httpx
 import psutil
 import yaml
 
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
@@ -73,9 +72,11 @@ def replicas(pool: str) -> dict[int, list[int]]:
     deployments = client.get_serve_details()["applications"]["glimpse"]["deployments"]
     found = {}
     for replica in deployments[pool]["replicas"]:
-        if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"]):
-            children = psutil.Process(replica["pid"]).children(recursive=True)
-            found[replica["pid"]] = [child.pid for child in children if "EngineCore" in child.name()]
+        # Serve may not know yet that it is gone.
+        with suppress(psutil.NoSuchProcess):
+            if replica["state"] == "RUNNING":
+                children = psutil.Process(replica["pid"]).children(recursive=True)
+                found[replica["pid"]] = [child.pid for child in children if "EngineCore" in child.name()]
     return found
 
 
@@ -148,10 +149,11 @@ def main() -> None:
     options = options_of.parse_args()
     if options.url:
         raise MeasuringError("it kills processes, so it starts a system of its own: leave --url out")
-    import ray
-
-    with several(options.profile, options.replicas) as profile, serving(None, profile, options.port) as url:
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    with (
+        several(options.profile, options.replicas) as profile,
+        serving(None, profile, options.port) as url,
+        attached(),
+    ):
         questions = generated(options.seed, options.problems)
         tally, kills = asyncio.run(
             under_fire(
@@ -162,7 +164,6 @@ def main() -> None:
                 count=options.replicas,
             )
         )
-        ray.shutdown()  # type: ignore[no-untyped-call]
     rows = [
         ["requests under fire", str(tally.requests)],
         ["kills", str(len(kills))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import signal
 import socket
@@ -110,6 +111,20 @@ def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             system.kill()
             system.wait()
+
+
+@contextmanager
+def attached(address: str = "auto") -> Iterator[None]:
+    """This process as part of a system's Ray cluster. It leaves whatever happens, or Ray would end it without a word a
+    minute after the cluster is gone."""
+    import ray
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _wait(system: subprocess.Popen[str], lines: IO[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import time
@@ -22,7 +21,7 @@ from sqlalchemy import text
 from tqdm import tqdm
 
 from loadtest.chaos import replicas
-from loadtest.command import MeasuringError, at_least_one, parser, run
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run
 from loadtest.questions import Question, generated
 from loadtest.table import table
 from loadtest.tenants import Office, tenanted
@@ -178,10 +177,7 @@ def main() -> None:
     options = options_of.parse_args()
     if options.url:
         raise MeasuringError("it kills processes, so it starts a system of its own: leave --url out")
-    import ray
-
-    with tenanted(options.profile, options.port, {"acme": {}}, routers=2) as office:
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    with tenanted(options.profile, options.port, {"acme": {}}, routers=2) as office, attached():
         questions = generated(options.seed, 200)
 
         async def measure() -> tuple[Seen, Comparison]:
@@ -197,7 +193,6 @@ def main() -> None:
             return seen, await compare(office, seen)
 
         seen, found = asyncio.run(measure())
-        ray.shutdown()  # type: ignore[no-untyped-call]
     told = {"broken by a kill": seen.broken} | {name.replace("_", " "): n for name, n in asdict(found).items()}
     print(table(["", "count"], [[name, str(count)] for name, count in told.items()]))
     if options.json:

@@ -35,7 +35,7 @@ import aiohttp
 import yaml
 
 from deployments.config import AppConfig
-from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, numbers, parser, run, serving
 from loadtest.engines import environment_of, settings_of
 from loadtest.forward import FOLDER, forward_s
 from loadtest.paced import stand_in
@@ -180,46 +180,39 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
 @asynccontextmanager
 async def hop(address: str, prompts: Prompts) -> AsyncGenerator[Callable[[Load], Piece]]:
     """The small pool over its handle. The system has to be one of this machine that was just started."""
-    import logging
-
-    import ray
     from ray import serve
 
     from router.pools import ServedPool
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-    pool = ServedPool("small", serve.get_deployment_handle("small", "glimpse"), attempts=1)
-    pair = (await pool.ask("describe"))["pair"]
+    with attached(address):
+        pool = ServedPool("small", serve.get_deployment_handle("small", "glimpse"), attempts=1)
+        pair = (await pool.ask("describe"))["pair"]
 
-    def pieces(load: Load) -> Piece:
-        prompt = prompts.ids(load.prefix_tokens).tobytes()
+        def pieces(load: Load) -> Piece:
+            prompt = prompts.ids(load.prefix_tokens).tobytes()
 
-        async def piece(n: int) -> Work:
-            asked = Hop(
-                pair=pair,
-                prefix=prompt,
-                sampling=Sampling(temperature=0.0),
-                # Above every entropy, so that a run is as long here as in the other layers, but looked at all the same.
-                gate=100.0,
-                max_steps=EASY_STEPS,
-                step_tokens=load.step_tokens,
-                thinking_tokens=10_000,
-                tokens=10_000,
-                request=f"overhead-{n}",
-                conversation=f"overhead-{n}",
-            )
-            steps = tokens = 0
-            async for chunk in pool.write(asked):
-                steps, tokens = steps + len(chunk.steps), tokens + (len(chunk.thought) + len(chunk.answer)) // 4
-            return Work(steps, tokens)
+            async def piece(n: int) -> Work:
+                asked = Hop(
+                    pair=pair,
+                    prefix=prompt,
+                    sampling=Sampling(temperature=0.0),
+                    # Above every entropy: a run is as long here as in the other layers, but looked at all the same.
+                    gate=100.0,
+                    max_steps=EASY_STEPS,
+                    step_tokens=load.step_tokens,
+                    thinking_tokens=10_000,
+                    tokens=10_000,
+                    request=f"overhead-{n}",
+                    conversation=f"overhead-{n}",
+                )
+                steps = tokens = 0
+                async for chunk in pool.write(asked):
+                    steps, tokens = steps + len(chunk.steps), tokens + (len(chunk.thought) + len(chunk.answer)) // 4
+                return Work(steps, tokens)
 
-        return piece
+            return piece
 
-    try:
         yield pieces
-    finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 @asynccontextmanager

@@ -19,10 +19,10 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from random import Random
 from statistics import median, quantiles
@@ -30,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
 from loadtest.offered import Asking, CpuShare, Told, body, poisson
 from loadtest.questions import Question, generated
 from loadtest.table import table
@@ -274,12 +274,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     questions = generated(options.seed, options.problems)
-    with serving(options.url, options.profile, options.port) as url:
-        if not options.url:
-            import ray
-
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    with (
+        serving(options.url, options.profile, options.port) as url,
+        nullcontext() if options.url else attached(),
+    ):
         rounds, passed = asyncio.run(measure(url, questions, options))
     print(f"One machine of {os.cpu_count()} cores for all; an answer counts within {options.patience:g} s.\n")
     print(shown(rounds, passed))

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from typing import Any
 
 import aiohttp
 
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving, variant
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving, variant
 from loadtest.offered import Asking, Told, body
 from loadtest.questions import Question, generated
 from loadtest.table import table
@@ -274,17 +273,14 @@ def main() -> None:
     options = read_options()
     if options.url:
         raise MeasuringError("it needs a system that scales within seconds, so it starts its own: leave --url out")
-    import ray
 
     questions = generated(options.seed, 1000)
     with (
         variant(options.profile, lambda args: scaled(options.replicas, args)) as profile,
         serving(None, profile, options.port) as url,
+        attached(),
     ):
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         timeline = asyncio.run(measure(url, questions, options))
-        ray.shutdown()  # type: ignore[no-untyped-call]
     print(shown(timeline))
     if options.plot:
         plot(timeline, options.plot)

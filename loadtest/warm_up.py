@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ from tqdm import tqdm
 
 from deployments.config import AppConfig
 from loadtest.client import Client
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
 from loadtest.offered import body
 from loadtest.questions import Question, generated
 from loadtest.table import table
@@ -273,13 +272,12 @@ def main() -> None:
         raise MeasuringError("it compares two applications, so it starts its own: leave --url out")
     if options.concurrency != 1:
         raise MeasuringError("it asks one request at a time: leave --concurrency out")
-    import ray
-
-    with side_by_side(options.profile) as (profile, model), serving(None, profile, options.port) as url:
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    with (
+        side_by_side(options.profile) as (profile, model),
+        serving(None, profile, options.port) as url,
+        attached(),
+    ):
         rows = asyncio.run(measure(url, model, options))
-        ray.shutdown()  # type: ignore[no-untyped-call]
     print(shown(rows))
     if options.json:
         options.json.write_text(json.dumps({"rows": [asdict(one) for one in rows]}, indent=1) + "\n")
