@@ -206,7 +206,7 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
     """For each number of clients the problems of every measurement. Those of the generator are all different, so that
     none is found in a cache, and so are a file's within a round; each round has them again, for every system alike."""
     measurements: dict[int, list[list[Question]]] = {}
-    begin = 0
+    stop = 0
     for n, clients in enumerate(options.clients):
         count = options.problems[n % len(options.problems)] if options.problems else max(16, 4 * clients)
         if options.data is None:
@@ -215,8 +215,8 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
         elif options.repeats == 1:
             measurements[clients] = [from_file(options.data, options.problems and count, BOXED)] * options.rounds
         else:
-            begin, end = begin + options.repeats * count, begin
-            read = from_file(options.data, begin, BOXED)[end:]
+            start, stop = stop, stop + options.repeats * count
+            read = from_file(options.data, stop, BOXED)[start:]
             measurements[clients] = [read[i : i + count] for i in range(0, len(read), count)] * options.rounds
     return measurements
 
@@ -317,13 +317,12 @@ def main() -> None:
                 for clients, done in asyncio.run(measured(system, urls, ask, options, turn)).items():
                     taken[system, clients] += done
             rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
-            # Each time, for a run that does not come to its end.
-            if options.json:
-                options.json.write_text(json.dumps(told(rows, ask, options), indent=1) + "\n")
+            if options.json:  # each time, for a run that does not come to its end
+                options.json.write_text(json.dumps(saved(rows, ask, options), indent=1) + "\n")
     print(shown(rows))
 
 
-def told(rows: Sequence[Mapping[str, Any]], ask: Ask, options: argparse.Namespace) -> dict[str, Any]:
+def saved(rows: Sequence[Mapping[str, Any]], ask: Ask, options: argparse.Namespace) -> dict[str, Any]:
     """What is saved."""
     return {
         "rows": rows,
