@@ -8,8 +8,6 @@ only their logits go into it: a constant that is added to all of them makes no d
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,28 +37,23 @@ class GlimpsingSampler(Sampler):
 
 
 SECOND = "vllm.v1.worker.gpu."
-"""Where vLLM's second model runner is, the one for GPUs; its samplers rank and normalise through a function."""
-RANKS = "compute_topk_scores"
+"""Where vLLM's second model runner is, the one for GPUs; its samplers score tokens by a function."""
+SAMPLERS = ("sample.sampler", "spec_decode.rejection_sampler")
+SCORES = "compute_topk_scores"
 
 
-def ranking(rank: Callable[..., LogprobsTensors]) -> Callable[..., LogprobsTensors]:
-    """That function, but for requests that ask for no likeliest tokens: of each token its entropy."""
-
-    def ranked(
-        logits: torch.Tensor,
-        num_logprobs: int,
-        sampled_token_ids: torch.Tensor,
-        cu_num_logits: list[int] | torch.Tensor | None = None,
-        **others: Any,
-    ) -> LogprobsTensors:
-        if num_logprobs or others.get("max_per_req_token_ids"):
-            return rank(logits, num_logprobs, sampled_token_ids, cu_num_logits, **others)
-        told = (sampled_token_ids.unsqueeze(-1), entropies(logits).unsqueeze(-1), torch.zeros_like(sampled_token_ids))
-        if isinstance(cu_num_logits, torch.Tensor):
-            return LogprobsTensors(*told, cu_num_generated_tokens_tensor=cu_num_logits)
-        return LogprobsTensors(*told, cu_num_generated_tokens=cu_num_logits)
-
-    return ranked
+def scores(
+    logits: torch.Tensor,
+    num_logprobs: int,
+    sampled_token_ids: torch.Tensor,
+    cu_num_logits: list[int] | torch.Tensor | None = None,
+    **_: Any,
+) -> LogprobsTensors:
+    """In that function's place: entropies for logprobs, as from `GlimpsingSampler`."""
+    told = (sampled_token_ids.unsqueeze(-1), entropies(logits).unsqueeze(-1), torch.zeros_like(sampled_token_ids))
+    if isinstance(cu_num_logits, torch.Tensor):
+        return LogprobsTensors(*told, cu_num_generated_tokens_tensor=cu_num_logits)
+    return LogprobsTensors(*told, cu_num_generated_tokens=cu_num_logits)
 
 
 class Glimpses:
@@ -75,12 +68,9 @@ class Glimpses:
         if type(sampler) is Sampler:
             sampler.__class__ = GlimpsingSampler
             return True
-        if type(sampler).__module__ != f"{SECOND}sample.sampler":
+        modules = [sys.modules.get(SECOND + name) for name in SAMPLERS]
+        if type(sampler).__module__ != SECOND + SAMPLERS[0] or not all(hasattr(module, SCORES) for module in modules):
             return False
-        for name in ("sample.sampler", "spec_decode.rejection_sampler"):
-            _take_over(sys.modules[SECOND + name])
+        for module in modules:
+            setattr(module, SCORES, scores)
         return True
-
-
-def _take_over(samplers: ModuleType) -> None:
-    setattr(samplers, RANKS, ranking(getattr(samplers, RANKS)))

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from vllm.v1.sample.sampler import Sampler
 
-from deployments.glimpses import Glimpses, GlimpsingSampler, entropies, ranking
+from deployments.glimpses import SAMPLERS, SCORES, SECOND, Glimpses, GlimpsingSampler, entropies, scores
 from router.glimpse import MAX_ENTROPY, TOP, entropy
 
 
@@ -38,18 +39,39 @@ def test_each_token_gets_one_number() -> None:
     assert ranks.shape == (3,)
 
 
-def test_the_second_model_runner_tells_entropies_to_who_asks_for_no_likeliest_tokens() -> None:
-    ranked = ranking(lambda *args, **kwargs: "ranked")  # type: ignore[arg-type, return-value]
+def test_the_second_model_runner_hands_out_entropies_whatever_lies_beside_them() -> None:
     logits, sampled = torch.randn(3, 50), torch.tensor([4, 5, 6])
-    assert ranked(logits, 20, sampled, None) == "ranked"
-    assert ranked(logits, 0, sampled, None, max_per_req_token_ids=2) == "ranked"
-    told = ranked(logits, 0, sampled, [0, 1, 3], logits_mode=False)
+    told = scores(logits, 0, sampled, [0, 1, 3], logits_mode=False)
     assert told.logprob_token_ids.tolist() == [[4], [5], [6]]
     assert told.logprobs[:, 0].tolist() == entropies(logits).tolist()
     assert told.cu_num_generated_tokens == [0, 1, 3]
-    on_device = ranked(logits, 0, sampled, torch.tensor([0, 1, 3]))
+    on_device = scores(logits, 0, sampled, torch.tensor([0, 1, 3]))
     assert on_device.cu_num_generated_tokens is None
     assert on_device.cu_num_generated_tokens_tensor.tolist() == [0, 1, 3]
+
+
+def second(monkeypatch: pytest.MonkeyPatch, *, known: bool) -> tuple[Glimpses, list[ModuleType]]:
+    """A worker whose sampler is the second model runner's, and the modules of its samplers."""
+    modules = [ModuleType(SECOND + name) for name in SAMPLERS]
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        if known:
+            setattr(module, SCORES, None)
+    worker = Glimpses()
+    worker.model_runner = SimpleNamespace(sampler=type("Sampler", (), {"__module__": modules[0].__name__})())
+    return worker, modules
+
+
+def test_the_second_model_runners_samplers_are_both_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, modules = second(monkeypatch, known=True)
+    assert worker.glimpse_in_engine()
+    assert all(getattr(module, SCORES) is scores for module in modules)
+
+
+def test_a_second_model_runner_that_scores_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, modules = second(monkeypatch, known=False)
+    assert not worker.glimpse_in_engine()
+    assert not any(hasattr(module, SCORES) for module in modules)
 
 
 def test_a_worker_that_samples_in_its_own_way_is_left_alone() -> None:
