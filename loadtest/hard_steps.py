@@ -61,9 +61,7 @@ def tokenizer_of(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(PoolConfig(model=name).path)
     except (OSError, ValueError):
-        raise MeasuringError(
-            f"the small model's tokenizer is not at {name!r}; give its folder with --tokenizer, or --no-auroc"
-        ) from None
+        raise MeasuringError(f"there is no tokenizer at {name!r}; name the folder of a model that has one") from None
 
 
 def opened(tokenizer: Any, messages: Sequence[dict[str, str]], *, thinks: bool) -> str:

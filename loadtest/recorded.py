@@ -28,8 +28,8 @@ from typing import Any
 
 import yaml
 
-from deployments.config import ConfigError, PoolConfig
 from loadtest.command import MeasuringError, at_least_one, run
+from loadtest.hard_steps import tokenizer_of
 
 RECORDING = Path(__file__).parent / "recordings" / "gsm8k.jsonl"
 CHAIN, FORMAT = "chain.json", "recorded"
@@ -124,15 +124,6 @@ class Words:
             digits=[ids(f"={digit}")[-1] for digit in range(10)],
             end=int(tokenizer.eos_token_id),
         )
-
-
-def tokenizer_of(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(PoolConfig(model=folder).path)
-    except (ConfigError, OSError, ValueError):
-        raise MeasuringError(f"there is no tokenizer at {folder!r}; give a model's folder with --tokenizer") from None
 
 
 def read(path: Path) -> list[tuple[Step, ...]]:
