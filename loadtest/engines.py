@@ -81,6 +81,21 @@ def stock(pool: PoolConfig) -> PoolConfig:
 
 
 @contextmanager
+def own_engine(model: Model, pool: PoolConfig) -> Iterator[Any]:
+    """The pool's vLLM engine (an AsyncLLM) in this process, set as in a replica."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from deployments.engine import engine_args
+
+    os.environ |= environment_of(pool)
+    core = AsyncLLM.from_engine_args(engine_args(pool, model))
+    try:
+        yield core
+    finally:
+        core.shutdown()
+
+
+@contextmanager
 def served(
     pools: Mapping[Model, PoolConfig], environment: Callable[[PoolConfig], dict[str, str]] = environment_of
 ) -> Iterator[dict[Model, str]]:

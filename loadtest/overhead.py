@@ -36,7 +36,7 @@ import yaml
 
 from deployments.config import AppConfig
 from loadtest.command import MeasuringError, at_least_one, attached, numbers, parser, run, serving
-from loadtest.engines import environment_of, settings_of
+from loadtest.engines import own_engine, settings_of
 from loadtest.forward import FOLDER, forward_s
 from loadtest.paced import stand_in
 from loadtest.processes import CpuTime
@@ -143,38 +143,33 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
 
-    from deployments.engine import engine_args, glimpse_logprobs
+    from deployments.engine import glimpse_logprobs
 
-    os.environ |= environment_of(config.small)
-    core = AsyncLLM.from_engine_args(engine_args(config.small, "small"))
-    logprobs = await glimpse_logprobs(core)
+    with own_engine("small", config.small) as core:
+        logprobs = await glimpse_logprobs(core)
 
-    def pieces(load: Load) -> Piece:
-        prompt = prompts.ids(load.prefix_tokens).tolist()
-        tokens = EASY_STEPS * load.step_tokens
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=tokens,
-            ignore_eos=True,
-            logprobs=logprobs,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        def pieces(load: Load) -> Piece:
+            prompt = prompts.ids(load.prefix_tokens).tolist()
+            tokens = EASY_STEPS * load.step_tokens
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=tokens,
+                ignore_eos=True,
+                logprobs=logprobs,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
 
-        async def piece(n: int) -> Work:
-            async for _ in core.generate(tokens_input(prompt), params, uuid4().hex):
-                pass
-            return Work(EASY_STEPS, tokens)
+            async def piece(n: int) -> Work:
+                async for _ in core.generate(tokens_input(prompt), params, uuid4().hex):
+                    pass
+                return Work(EASY_STEPS, tokens)
 
-        return piece
+            return piece
 
-    try:
         yield pieces
-    finally:
-        core.shutdown()
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import sys
@@ -26,7 +25,7 @@ from uuid import uuid4
 
 from deployments.config import PoolConfig
 from loadtest.command import MeasuringError, at_least_one, numbers, parser, run
-from loadtest.engines import environment_of, settings_of
+from loadtest.engines import own_engine, settings_of
 from loadtest.table import table
 from router.glimpse import TOP
 from router.request import Model
@@ -97,28 +96,23 @@ class Engine:
         took = await asyncio.gather(*(self.first_and_last(prompt, tokens, logprobs) for prompt in prompts))
         return 1000.0 * statistics.median(last - first for first, last in took) / (tokens - 1)
 
-    async def switch_ms(self, prefix_tokens: int, step_tokens: int) -> tuple[float, float, float]:
+    async def switch_ms(self, prefix_tokens: int, step_tokens: int) -> list[float]:
+        """To one token after a prefix never seen, seen but for a step, and seen."""
         prefix = self.prompt(prefix_tokens)
         grown = prefix + self.prompt(step_tokens)
-        return tuple([1000.0 * (await self.first_and_last(asked, 1))[1] for asked in (prefix, grown, grown)])  # type: ignore[return-value]
+        return [1000.0 * (await self.first_and_last(asked, 1))[1] for asked in (prefix, grown, grown)]
 
 
 async def measured(model: Model, pool: PoolConfig, options: argparse.Namespace) -> tuple[list[Decoding], list[Switch]]:
     """One engine's figures."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from deployments.engine import engine_args
-
-    os.environ |= environment_of(pool)
-    core = AsyncLLM.from_engine_args(engine_args(pool, model))
-
-    async def median(streams: int, logprobs: int | None) -> float:
-        return statistics.median(
-            [await engine.token_ms(streams, options.tokens, logprobs) for _ in range(options.rounds)]
-        )
-
-    try:
+    with own_engine(model, pool) as core:
         engine = Engine(core, options.seed)
+
+        async def median(streams: int, logprobs: int | None) -> float:
+            return statistics.median(
+                [await engine.token_ms(streams, options.tokens, logprobs) for _ in range(options.rounds)]
+            )
+
         for streams in options.streams:
             await engine.token_ms(streams, 16, TOP)
         apart = [(streams, await median(streams, None), await median(streams, TOP)) for streams in options.streams]
@@ -131,8 +125,6 @@ async def measured(model: Model, pool: PoolConfig, options: argparse.Namespace) 
         # The last, as there is no way back.
         await engine.entropies()
         decodings = [Decoding(model, *one, await median(one[0], 0)) for one in apart]
-    finally:
-        core.shutdown()
     print(shown(decodings, switches), file=sys.stderr)
     return decodings, switches
 

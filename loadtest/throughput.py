@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -36,7 +35,7 @@ import yaml
 
 from deployments.config import AppConfig
 from loadtest.command import at_least_one, parser, run, serving
-from loadtest.engines import environment_of, settings_of
+from loadtest.engines import own_engine, settings_of
 from loadtest.paced import stand_in
 from loadtest.paper import Limits
 from loadtest.questions import Question, generated
@@ -99,37 +98,30 @@ async def engine(config: AppConfig, options: argparse.Namespace) -> list[Row]:
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from deployments.engine import engine_args
 
     small = config.small
     vocabulary = Vocabulary.load(small.path, revision=small.revision, think_tags=config.routing.think_tags)
-    os.environ |= environment_of(small)
-    core = AsyncLLM.from_engine_args(engine_args(small, "small"))
+    with own_engine("small", small) as core:
 
-    def solver(*, streamed: bool) -> Callable[[Question], Awaitable[Solved]]:
-        kind = RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY
+        def solver(*, streamed: bool) -> Callable[[Question], Awaitable[Solved]]:
+            kind = RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY
 
-        async def solve(question: Question) -> Solved:
-            prompt: array[int] = vocabulary.render(question.messages)
-            params = SamplingParams(
-                temperature=0.0, max_tokens=options.max_tokens or config.limits.max_tokens, output_kind=kind
-            )
-            began, tokens, text = time.perf_counter(), 0, ""
-            async for output in core.generate(tokens_input(prompt.tolist()), params, uuid4().hex):
-                tokens, text = tokens + len(output.outputs[0].token_ids), text + output.outputs[0].text
-            return Solved(time.perf_counter() - began, None, tokens, 0, 0, text)
+            async def solve(question: Question) -> Solved:
+                prompt: array[int] = vocabulary.render(question.messages)
+                params = SamplingParams(
+                    temperature=0.0, max_tokens=options.max_tokens or config.limits.max_tokens, output_kind=kind
+                )
+                began, tokens, text = time.perf_counter(), 0, ""
+                async for output in core.generate(tokens_input(prompt.tolist()), params, uuid4().hex):
+                    tokens, text = tokens + len(output.outputs[0].token_ids), text + output.outputs[0].text
+                return Solved(time.perf_counter() - began, None, tokens, 0, 0, text)
 
-        return solve
+            return solve
 
-    try:
         return [
             await measured("engine", solver(streamed=streamed), options, streamed=streamed)
             for streamed in (False, True)
         ]
-    finally:
-        core.shutdown()
 
 
 async def served(url: str, config: AppConfig, options: argparse.Namespace) -> list[Row]:
