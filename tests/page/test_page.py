@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from shopping import reasoning
-from watched import QUESTION, Script, Watched, finished, step
+from watched import QUESTION, Script, Watched, finished, models, slide, step, texts
 
-from router.request import Refusal, Text
-
-HOSTILE = '<img src=x onerror="alert(1)"></script><script>alert(2)</script> **bold** [a](javascript:alert(3)) &amp;'
-
-
-async def models(page: Any) -> list[str]:
-    return await page.locator(".step:not(.pending) .who").all_text_contents()
-
-
-async def texts(page: Any) -> list[str]:
-    return await page.locator("ol.steps .text").evaluate_all("all => all.map((e) => e.firstChild.textContent)")
-
-
-async def slide(page: Any, threshold: float) -> None:
-    await page.locator("#threshold").fill(str(threshold))
+from router.request import Text
 
 
 async def test_an_example_shows_the_idea_before_anything_is_asked(web: Watched) -> None:
@@ -218,34 +202,6 @@ async def test_stopping_a_comparison_asks_no_further(web: Watched, service: Scri
     assert await page.locator(".state").all_inner_texts() == ["Stopped here."] * 3
 
 
-async def test_hostile_output_stays_text(web: Watched, service: Script) -> None:
-    service.script = [
-        Text("reasoning", HOSTILE + "\n\n"),
-        step(0, "large", 2.0, HOSTILE + "\n\n"),
-        Text("reasoning", HOSTILE),
-        Text("content", HOSTILE),
-        finished(0, 20),
-    ]
-    page = await web.open()
-    await web.ask(HOSTILE)
-    await web.over()
-    assert await texts(page) == [HOSTILE]
-    assert await page.locator(".answer .text").inner_text() == HOSTILE
-    assert await page.locator(".pending .text").inner_text() == HOSTILE
-    assert await page.locator("#asked").inner_text() == HOSTILE
-    assert await page.locator("main img, main script, main a").count() == 0
-
-
-async def test_a_hostile_refusal_stays_text(web: Watched, service: Script) -> None:
-    web.expected = ("400",)
-    service.refusal = Refusal(HOSTILE)
-    page = await web.open()
-    await web.ask()
-    await web.over()
-    assert await page.locator("#problem").inner_text() == HOSTILE
-    assert await page.locator("#problem *").count() == 0
-
-
 async def test_a_pair_that_does_not_think_apart(web: Watched, service: Script) -> None:
     service.unthinking()
     page = await web.open()
@@ -256,197 +212,6 @@ async def test_a_pair_that_does_not_think_apart(web: Watched, service: Script) -
     assert await page.locator(".answer").is_hidden()
     assert await page.locator(".pending").is_hidden()
     assert steps[-1].text.strip() in await page.locator("#status").inner_text()
-
-
-async def test_a_transcript_goes_into_a_file_and_comes_back(web: Watched, open_context: Any, tmp_path: Path) -> None:
-    page = await web.open()
-    await web.ask()
-    await web.over()
-    async with page.expect_download() as download:
-        await page.click("#download")
-    file = tmp_path / "transcript.json"
-    await (await download.value).save_as(file)
-    transcript = json.loads(file.read_text())
-    steps, answer = reasoning(QUESTION)
-    assert transcript["question"] == QUESTION
-    assert [step["text"] for step in transcript["lanes"][0]["steps"]] == [step.text for step in steps]
-    assert transcript["lanes"][0]["answer"] == answer
-
-    other = await open_context()
-    reader = await other.open()
-    await reader.set_input_files("#file", file)
-    await reader.get_by_text("opened from transcript.json").wait_for()
-    assert await texts(reader) == await texts(page)
-    assert await models(reader) == await models(page)
-    assert await reader.locator("#tally").inner_text() == await page.locator("#tally").inner_text()
-
-
-async def test_a_link_opens_the_transcript_and_tells_the_server_nothing(
-    web: Watched, service: Script, open_context: Any
-) -> None:
-    page = await web.open()
-    await page.fill("#question", QUESTION)
-    await page.click("#compare")
-    await web.over()
-    await page.click("#link")
-    await page.locator("#link-text").wait_for()
-    link = await page.input_value("#link-text")
-    assert "#t=z." in link
-    asked = len(service.requests)
-
-    other = await open_context()
-    reader = await other.open(link.removeprefix(f"{web.url}/"))
-    await reader.get_by_text("opened from a link").wait_for()
-    assert await texts(reader) == await texts(page)
-    assert await reader.locator("#summary").inner_text() == await page.locator("#summary").inner_text()
-    assert await reader.input_value("#question") == QUESTION
-    assert len(service.requests) == asked
-    assert not [url for url in other.requests if "t=z" in url.split("#")[0]]
-
-
-async def test_a_link_without_compression(web: Watched) -> None:
-    await web.page.add_init_script("delete globalThis.CompressionStream")
-    page = await web.open()
-    await page.click("#link")
-    link = await page.input_value("#link-text")
-    assert "#t=j." in link
-    await page.evaluate("(hash) => { location.hash = hash }", link.split("#")[1])
-    await page.get_by_text("opened from a link").wait_for()
-
-
-@pytest.mark.parametrize(
-    ("fragment", "told"),
-    [
-        ("#t=z.AAAA", "The link is damaged or was cut short."),
-        ("#t=q.AAAA", "The link is damaged: it holds no transcript."),
-        ("#t=j.bm8", "This is not a transcript: it can't be read as JSON."),
-        ("#t=j.W10", "This is JSON, but not a transcript of this page."),
-    ],
-)
-async def test_a_damaged_link_is_one_plain_line(web: Watched, fragment: str, told: str) -> None:
-    page = await web.open(fragment)
-    assert await page.locator("#problem").inner_text() == told
-
-
-async def test_a_foreign_transcript_is_checked(web: Watched, tmp_path: Path) -> None:
-    lane = {"model": "glimpse", "threshold": 1, "thinks": True, "steps": [], "answer": HOSTILE, "state": "finished"}
-    good = {"format": "glimprouter-transcript", "version": 1, "question": HOSTILE, "lanes": [lane]}
-    bad_steps = [{"model": "<b>", "entropy": 1, "tokens": 1, "text": "x"}]
-    known = "another shape than this page knows"
-    page = await web.open()
-    for transcript, told in (
-        (good | {"version": 2}, "another version"),
-        (good | {"lanes": []}, "empty"),
-        (good | {"lanes": [lane] * 4}, "too long"),
-        (good | {"lanes": [lane | {"model": "constructor"}]}, known),
-        (good | {"lanes": [lane | {"steps": bad_steps}]}, known),
-        (good | {"lanes": "many"}, known),
-    ):
-        file = tmp_path / "transcript.json"
-        file.write_text(json.dumps(transcript))
-        await page.set_input_files("#file", file)
-        await page.locator("#problem").get_by_text(told).wait_for()
-    file.write_text(json.dumps(good | {"pair": {"__proto__": {}}, "asked_at": "never"}))
-    await page.set_input_files("#file", file)
-    await page.locator(".answer .text").get_by_text(HOSTILE, exact=True).wait_for()
-
-
-async def test_a_refusal_is_one_plain_line(web: Watched, service: Script) -> None:
-    web.expected = ("429",)
-    service.refusal = Refusal("Too much at once.", status=429, retry_after_s=7)
-    page = await web.open()
-    await web.ask()
-    await web.over()
-    assert await page.locator("#problem").inner_text() == "Too much at once. Try again in 7 s."
-    assert await page.locator("#key-row").is_hidden()
-
-
-async def test_a_failure_half_way_keeps_what_was_written(web: Watched, service: Script) -> None:
-    service.script = [
-        Text("reasoning", "One.\n\n"),
-        step(0, "small", 0.1, "One.\n\n"),
-        Refusal("The large pool is gone.", status=503),
-    ]
-    page = await web.open()
-    await web.ask()
-    await web.over()
-    assert await page.locator("#problem").inner_text() == "The large pool is gone."
-    assert await texts(page) == ["One."]
-
-
-async def test_a_server_that_is_gone_is_one_plain_line(web: Watched) -> None:
-    web.expected = ("Failed to load resource", "net::")
-    page = await web.open()
-    await page.route("**/v1/chat/completions", lambda route: route.abort())
-    await web.ask()
-    await web.over()
-    assert await page.locator("#problem").inner_text() == "The server can't be reached."
-
-
-async def test_a_key_is_asked_for_only_where_one_is_needed(web: Watched, service: Script) -> None:
-    web.expected = ("401",)
-    seen: list[str | None] = []
-
-    async def guard(route: Any) -> None:
-        seen.append(await route.request.header_value("authorization"))
-        if seen[-1] == "Bearer sesame":
-            await route.continue_()
-        else:
-            error = {"error": {"message": "No key was given.", "type": "authentication_error"}}
-            await route.fulfill(status=401, json=error)
-
-    page = await web.open()
-    assert await page.locator("#key-row").is_hidden()
-    await page.route("**/v1/chat/completions", guard)
-    await web.ask()
-    await web.over()
-    assert await page.locator("#problem").inner_text() == "No key was given."
-    await page.locator("#key:focus").wait_for()
-    await page.keyboard.type("sesame")
-    await page.keyboard.press("Enter")
-    await page.locator(".answer").wait_for()
-    assert seen == [None, "Bearer sesame"]
-    assert await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
-
-
-async def test_events_are_read_wherever_they_are_split(web: Watched) -> None:
-    page = await web.open()
-    told = await page.evaluate(
-        """async () => {
-          const { Events } = await import("/page/sse.js");
-          const text = ': keep-alive\\n\\ndata: {"a": "ä\\u2028🙂"}\\r\\n\\r\\n'
-            + ': x\\rdata:one\\r\\ndata: two\\r\\revent: no\\n\\ndata\\n\\ndata: last\\n';
-          const found = new Set();
-          for (let size = 1; size <= text.length; size++) {
-            const events = new Events();
-            const data = [];
-            for (let at = 0; at < text.length; at += size) data.push(...events.push(text.slice(at, at + size)));
-            found.add(JSON.stringify(data));
-          }
-          return [...found].map((data) => JSON.parse(data));
-        }"""
-    )
-    assert told == [['{"a": "ä\u2028🙂"}', "one\ntwo", ""]]
-
-
-async def test_bytes_are_read_wherever_they_are_split(web: Watched) -> None:
-    page = await web.open()
-    told = await page.evaluate(
-        """async () => {
-          const { dataOf } = await import("/page/sse.js");
-          const bytes = new TextEncoder().encode("data: größer 🙂\\n\\ndata: [DONE]\\n\\n");
-          const data = [];
-          const body = new ReadableStream({
-            start(to) {
-              for (const byte of bytes) to.enqueue(Uint8Array.of(byte));
-              to.close();
-            },
-          });
-          for await (const one of dataOf(body)) data.push(one);
-          return data;
-        }"""
-    )
-    assert told == ["größer 🙂", "[DONE]"]
 
 
 async def test_the_newest_step_stays_in_view_unless_the_reader_looked_away(web: Watched, service: Script) -> None:

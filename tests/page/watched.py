@@ -13,6 +13,7 @@ from shopping import Shopping
 from router.request import Event, Finished, Model, ModelUsage, Request, StepWritten
 
 QUESTION = "What does Carl pay for 2 ivory forks, then 2 fancy drawers?"
+HOSTILE = '<img src=x onerror="alert(1)"></script><script>alert(2)</script> **bold** [a](javascript:alert(3)) &amp;'
 
 
 @dataclass
@@ -94,3 +95,15 @@ class Watched:
 
     def _own(self, url: str) -> bool:
         return url.startswith(f"{self.url}/")
+
+
+async def models(page: Any) -> list[str]:
+    return await page.locator(".step:not(.pending) .who").all_text_contents()
+
+
+async def texts(page: Any) -> list[str]:
+    return await page.locator("ol.steps .text").evaluate_all("all => all.map((e) => e.firstChild.textContent)")
+
+
+async def slide(page: Any, threshold: float) -> None:
+    await page.locator("#threshold").fill(str(threshold))
