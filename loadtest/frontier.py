@@ -3,7 +3,8 @@
     python -m loadtest.frontier quality.json frontier.png
 
 Bars are 95 % intervals. Routed runs are joined in the order of the large model's share, and so are the random ones that
-match them; the line between the models alone is what a coin that picks a model for each whole request would get.
+match them; the line between the models alone is what a coin that picks a model for each whole request would get, the
+oracle what is got by knowing beforehand which requests only the large model gets right.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 from loadtest.command import MeasuringError, run
 
-COLOURS = {"small": "tab:green", "large": "tab:red", "routed": "tab:blue", "random": "tab:gray"}
+COLOURS = {"small": "tab:green", "large": "tab:red", "routed": "tab:blue", "random": "tab:gray", "oracle": "tab:purple"}
 COSTS = {"mean_latency_s": (1.0, "seconds a request"), "large_token_share": (100.0, "% of the tokens by large")}
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """rows: as in loadtest.quality's JSON."""
+    """rows: as in loadtest.quality's JSON; the oracle's may be among them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("picture", type=Path, metavar="PICTURE", help="where to write it (PNG, SVG, PDF)")
     asked = options.parse_args(arguments)
     try:
-        rows = json.loads(asked.results.read_text())["rows"]
+        results = json.loads(asked.results.read_text())
+        rows = results["rows"] + ([results["oracle"]] if results.get("oracle") else [])
     except (OSError, ValueError, KeyError, TypeError):
         raise MeasuringError(f"{asked.results} holds no results of loadtest.quality --json") from None
     plot(rows, asked.picture)

@@ -24,6 +24,10 @@ class Way:
         return self.mode in ("small", "large")
 
     @property
+    def by_step(self) -> bool:
+        return self.mode in ("routed", "random")
+
+    @property
     def label(self) -> str:
         return self.mode if self.threshold is None else f"{self.mode} at {self.threshold:g}"
 
@@ -62,7 +66,7 @@ class Outcome:
 
     @property
     def hops(self) -> int | None:
-        return None if self.way.alone else sum(reply.hops or 0 for reply in self.replies)
+        return sum(reply.hops or 0 for reply in self.replies) if self.way.by_step else None
 
     @property
     def escalations(self) -> int | None:
@@ -86,6 +90,19 @@ class Outcome:
         }
 
 
+def oracle(small: Outcome, large: Outcome) -> Outcome:
+    """What a router that picks one model for a whole request can come to at best: the large model has every problem
+    that only it gets right, and no other. It has to know that beforehand, so none does better."""
+    needed = [its and not own for own, its in zip(small.right, large.right, strict=True)]
+    chosen = [large if one else small for one in needed]
+    return Outcome(
+        Way("oracle"),
+        tuple(one.replies[index] for index, one in enumerate(chosen)),
+        tuple(one.answers[index] for index, one in enumerate(chosen)),
+        tuple(one.right[index] for index, one in enumerate(chosen)),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Pairing:
     """Accuracy of one way minus another's on the same problems."""
@@ -96,11 +113,12 @@ class Pairing:
 
 
 def pairings(outcomes: Sequence[Outcome]) -> list[Pairing]:
-    """Every routed outcome against the large model, the small one and random routing at its own share."""
+    """Every routed outcome against the models alone, the best choice of one of them for each request, and random
+    routing at its own share."""
     return [
         Pairing(routed.way, other.way, paired_difference(routed.right, other.right))
         for routed in outcomes
         if routed.way.mode == "routed"
         for other in outcomes
-        if other.way.alone or (other.way.mode == "random" and other.way.threshold == routed.way.threshold)
+        if not other.way.by_step or (other.way.mode == "random" and other.way.threshold == routed.way.threshold)
     ]

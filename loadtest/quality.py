@@ -4,8 +4,10 @@
     python -m loadtest.quality --url http://127.0.0.1:8000 --data gsm8k.jsonl --thresholds 0.5 1.0 --concurrency 1
 
 Everything is greedy. A share of tokens is over all problems together, reasoning and answer. Random routing is
-tuned until its share of tokens by the large model matches the routed one's. AUROC: see loadtest/hard_steps.py; in
-a file of problems the right reasoning is the large model's own, of the problems that it solved.
+tuned until its share of tokens by the large model matches the routed one's. `oracle` is made of the replies of the two
+models alone: the large one's where only that is right, else the small one's, which is the best that a router can do
+which picks one model for each request. AUROC: see loadtest/hard_steps.py; in a file of problems the right reasoning is
+the large model's own, of the problems that it solved.
 
 Modes run one after the other, so a later one finds the questions (and steps that it shares with an earlier one) in
 the engines' prefix caches. Latencies are what one client sees: compare them at --concurrency 1, and where reading a
@@ -30,7 +32,7 @@ from loadtest.client import Client, Reply, Served, each
 from loadtest.command import at_least_one, parser, run, serving
 from loadtest.frontier import plot
 from loadtest.hard_steps import Separation, separation, steps_of, tokenizer_of
-from loadtest.outcomes import Outcome, Pairing, Way, pairings
+from loadtest.outcomes import Outcome, Pairing, Way, oracle, pairings
 from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.table import table
 from router.answers import extract
@@ -202,16 +204,19 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
         if "random" in options.modes:
             outcomes.append(await bench.attempt_at_random(outcomes[-1]))
     separated = None
+    alone = {outcome.way.mode: outcome for outcome in outcomes if outcome.way.alone}
+    best = oracle(alone["small"], alone["large"]) if len(alone) == 2 else None
     if tokenizer is not None:
-        large = next((outcome for outcome in outcomes if outcome.way.mode == "large"), None)
-        known = with_right_steps(bench.questions, large, served.thinks)[: options.auroc_problems]
+        known = with_right_steps(bench.questions, alone.get("large"), served.thinks)[: options.auroc_problems]
         separated = await separation(bench.client, served, tokenizer, known, bench.concurrency)
-    compared = pairings(outcomes)
-    print(shown(outcomes, compared, separated))
+    every = [*outcomes, best] if best else outcomes
+    compared = pairings(every)
+    print(shown(every, compared, separated))
     if options.plot:
-        plot([outcome.row() for outcome in outcomes], options.plot)
+        plot([outcome.row() for outcome in every], options.plot)
     if options.json:
-        options.json.write_text(json.dumps(as_json(bench, served, outcomes, compared, separated), indent=1) + "\n")
+        saved = as_json(bench, served, outcomes, compared, separated) | {"oracle": best.row() if best else None}
+        options.json.write_text(json.dumps(saved, indent=1) + "\n")
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from scripted import QUESTIONS, Scripted, Words
 from loadtest import frontier, quality
 from loadtest.client import Client
 from loadtest.hard_steps import cases, steps_of
-from loadtest.outcomes import Outcome, Way, pairings
+from loadtest.outcomes import Outcome, Way, oracle, pairings
 from loadtest.quality import Bench, as_json, measure, read_options, shown, with_right_steps
 
 
@@ -78,6 +78,15 @@ def test_what_holds_no_results_is_said_in_one_line(tmp_path: Path) -> None:
     assert "missing.json holds no results" in done.stderr
 
 
+async def test_the_oracle_asks_the_large_model_for_what_only_that_gets_right(bench: Bench) -> None:
+    small, large = [await bench.attempt(Way(mode)) for mode in ("small", "large")]
+    best = oracle(small, large).row()
+    assert (best["accuracy"], best["large_token_share"], best["hops"]) == (1.0, 0.5, None)
+    assert oracle(large, large).replies == large.replies
+    beaten = oracle(large, small)  # asked first, the large model leaves nothing that only the other gets right
+    assert beaten.replies == large.replies
+
+
 async def test_pairings(bench: Bench) -> None:
     found = {(one.way.mode, one.other.mode): one.difference for one in pairings(await outcomes(bench))}
     assert found["routed", "large"].value == 0
@@ -97,6 +106,8 @@ async def test_measure_prints_one_table_and_writes_json(
     assert "AUROC of first-token entropy: 1.0000 (10 of 60 steps differ" in printed
     written = json.loads(file.read_text())
     assert [row["mode"] for row in written["rows"]] == ["small", "large", "routed", "random"]
+    assert written["oracle"]["large_token_share"] == 0.5
+    assert "+0.0 points" in next(line for line in printed.splitlines() if "routed at 1 − oracle" in line)
     contract = {"mode", "threshold", "problems", "accuracy", "large_token_share", "mean_latency_s", "tokens"}
     assert all(contract <= row.keys() for row in written["rows"])
     assert written["auroc"] == 1.0
