@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,31 @@ def served(
 @contextmanager
 def _engine(model: Model, pool: PoolConfig, environment: Mapping[str, str]) -> Iterator[str]:
     port = free_port()
+    with server(f"vllm serve for the {model} model", command(model, pool, port), environment, port) as url:
+        yield url
+
+
+@contextmanager
+def server(
+    name: str, command: Sequence[str], environment: Mapping[str, str], port: int, ready: str = "/health"
+) -> Iterator[str]:
+    """The URL of a process that serves HTTP on the port, from when it answers `ready` with 200 to the block's end."""
+    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            command(model, pool, port), env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
-        )
         try:
-            _wait(model, server, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
+            server = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        except OSError as error:
+            raise MeasuringError(f"{command[0]} cannot be started: {error.strerror}") from None
+        try:
+            _wait(name, server, url + ready, log)
+            yield url
         finally:
             server.terminate()
             try:
@@ -124,19 +142,19 @@ def _engine(model: Model, pool: PoolConfig, environment: Mapping[str, str]) -> I
                 server.wait()
 
 
-def _wait(model: Model, server: subprocess.Popen[bytes], url: str, log: Any) -> None:
+def _wait(name: str, server: subprocess.Popen[bytes], ready: str, log: Any) -> None:
     began = time.monotonic()
-    print(f"        Starting vllm serve for the {model} model", file=sys.stderr)
+    print(f"        Starting {name}", file=sys.stderr)
     while time.monotonic() - began < START_S:
         if server.poll() is not None:
             log.seek(0)
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-            raise MeasuringError(f"vllm serve ended while it started: {lines[-1] if lines else 'it said nothing'}")
+            raise MeasuringError(f"{name} ended while it started: {lines[-1] if lines else 'it said nothing'}")
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                print(f"{time.monotonic() - began:6.1f} s  {model} on {url}", file=sys.stderr)
+            if httpx.get(ready, timeout=2).status_code == 200:
+                print(f"{time.monotonic() - began:6.1f} s  {name} answers", file=sys.stderr)
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.25)
-    raise MeasuringError(f"vllm serve was not up after {START_S:.0f} s")
+    raise MeasuringError(f"{name} was not up after {START_S:.0f} s")

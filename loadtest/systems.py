@@ -1,4 +1,4 @@
-"""Three ways to have a problem solved over HTTP: by the paper's client, by the large model alone, by this system."""
+"""Ways to have a problem solved over HTTP: by the paper's client, by one model alone, by this system."""
 
 from __future__ import annotations
 
@@ -112,11 +112,13 @@ class LargeAlone(System):
         return Solved(took, ttft, tokens, tokens, len(steps_of(thought)), answer)
 
 
-class Ours(System):
-    model = "glimpse"
+class Chat(System):
+    """The small model behind whatever answers as OpenAI's API does."""
+
+    model = "small"
 
     def routing(self) -> dict[str, object]:
-        return {"glimpse": {"threshold": self._ask.limits.threshold}}
+        return {}
 
     async def solve(self, question: Question) -> Solved:
         body = {
@@ -138,14 +140,23 @@ class Ours(System):
                 reasoning, content = reasoning + thought, content + told
         took = time.perf_counter() - began
         used = usage or {}
+        if self._ask.thinks and not reasoning:  # a server that tells the two apart for nobody
+            reasoning, _, content = content.partition(CLOSE)
         return Solved(
             latency_s=took,
             ttft_s=first if self._ask.stream else None,
             tokens=used["completion_tokens"],
-            large_tokens=used["by_model"].get("large", {}).get("completion_tokens", 0),
+            large_tokens=used.get("by_model", {}).get("large", {}).get("completion_tokens", 0),
             steps=len(steps_of(reasoning if self._ask.thinks else content)),
             content=content,
         )
+
+
+class Ours(Chat):
+    model = "glimpse"
+
+    def routing(self) -> dict[str, object]:
+        return {"glimpse": {"threshold": self._ask.limits.threshold}}
 
 
 class OursSmall(Ours):

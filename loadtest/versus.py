@@ -153,8 +153,8 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
         (
             f"ours / {other}",
             str(clients),
-            *(_ratio(ours, by[other, clients], name) for name in ("latency_p50_s", "latency_p95_s", "ttft_p50_s")),
-            *(_ratio(ours, by[other, clients], name) for name in ("tokens_per_s", "cpu_s_per_1k_tokens")),
+            *(ratio(ours, by[other, clients], name) for name in ("latency_p50_s", "latency_p95_s", "ttft_p50_s")),
+            *(ratio(ours, by[other, clients], name) for name in ("tokens_per_s", "cpu_s_per_1k_tokens")),
         )
         for (system, clients), ours in by.items()
         for other in SYSTEMS
@@ -166,10 +166,11 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
-    pairs = zip(ours["each_round"], other["each_round"], strict=True)
-    ratio = median(mine[name] / its[name] for mine, its in pairs if mine[name] and its[name])
-    return "–" if ratio is None else f"{ratio:.2f}x"
+def ratio(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+    """Of a figure of two rows, round by round."""
+    pairs = zip(one["each_round"], other["each_round"], strict=True)
+    found = median(mine[name] / its[name] for mine, its in pairs if mine[name] and its[name])
+    return "–" if found is None else f"{found:.2f}x"
 
 
 def pools_of(system: str, config: AppConfig, options: argparse.Namespace) -> dict[Model, PoolConfig]:
