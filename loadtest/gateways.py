@@ -1,13 +1,14 @@
 """What each way to serve a model costs: the same small model, asked the same chats, behind each of them.
 
     python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
-    python -m loadtest.gateways --litellm litellm/bin/litellm
+    pip install --no-deps --target ray-llm jsonref pyarrow
+    python -m loadtest.gateways --litellm litellm/bin/litellm --ray-llm ray-llm
 
 `vllm serve` by itself; `litellm`, its proxy in front of that; `ray serve llm`, the application that Ray Serve brings
 along for vLLM engines; and `ours`, this system's model `small`, without routing. All have the engine settings of the
 profile's small pool and one process of their own that takes requests in (Ray's two a proxy before it), and neither keys
-nor a ledger. LiteLLM needs a Python environment of its own, and so does Ray Serve LLM where the `ray[llm]` of this Ray
-wants another vLLM.
+nor a ledger. LiteLLM needs a Python environment of its own. `ray[llm]` would bring along another vLLM than this one:
+what Ray Serve LLM needs besides is found in a folder.
 
 In every round each is started, warmed, measured and ended before the next is started: a machine that is faster now than
 in ten minutes is so for all of them. Every client sends its next problem when it has the answer to the last. CPU
@@ -50,7 +51,6 @@ BESIDE = "vllm serve"
 OF_IT = {"tokens/s": "tokens_per_s", "p50": "latency_p50_s"}
 """What is compared with that, and its name among a round's figures."""
 
-SERVE = str(Path(sys.executable).parent / "serve")
 ALONE = 16
 """Problems in a round of few clients, at least: a median of four means little."""
 
@@ -77,7 +77,7 @@ def litellm(command: str, engine: str) -> Iterator[str]:
 
 
 @contextmanager
-def ray_serve_llm(command: str, pool: PoolConfig) -> Iterator[str]:
+def ray_serve_llm(packages: Path | None, pool: PoolConfig) -> Iterator[str]:
     """https://docs.ray.io/en/latest/serve/llm/index.html"""
     port = free_port()
     actor = {"num_replicas": 1, "ray_actor_options": {"num_cpus": CLUSTER_CPUS}}
@@ -100,10 +100,11 @@ def ray_serve_llm(command: str, pool: PoolConfig) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "serve.yaml")
         path.write_text(yaml.safe_dump(config))
-        asked = [command, "run", "--address", "local", str(path)]
+        asked = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(path)]
         # How this system sets Ray is its own doing; how it sets engines, all get.
         environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("RAY_")}
-        with server("ray serve llm", asked, environment | own_environment(pool), port, "/v1/models") as url:
+        environment |= own_environment(pool) | ({"PYTHONPATH": str(packages.resolve())} if packages else {})
+        with server("ray serve llm", asked, environment, port, "/v1/models") as url:
             yield url
 
 
@@ -140,7 +141,7 @@ def started(options: argparse.Namespace, pool: PoolConfig) -> Generator[tuple[st
                 with litellm(options.litellm, urls["small"]) as url:
                     yield "litellm", url
     if "ray serve llm" in options.gateways:
-        with ray_serve_llm(options.serve, pool) as url:
+        with ray_serve_llm(options.ray_llm, pool) as url:
             yield "ray serve llm", url
     if "ours" in options.gateways:
         with serving(None, options.profile, options.port) as url:
@@ -195,15 +196,14 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--litellm", default="litellm", metavar="COMMAND", help="LiteLLM's (default: the one on the path)"
     )
-    made.add_argument(
-        "--serve", default=SERVE, metavar="COMMAND", help="Ray Serve's, with ray[llm] (default: this one's)"
-    )
+    made.add_argument("--ray-llm", type=Path, metavar="FOLDER", help="what Ray Serve LLM needs beside this environment")
     options = made.parse_args(arguments)
     if options.url:
         made.error("--url: each must be alone on the cores, so all are this command's own")
-    for name, command in (("litellm", options.litellm), ("ray serve llm", options.serve)):
-        if name in options.gateways and shutil.which(command) is None:
-            made.error(f"{command} is no command; see --help for how to install it, or leave {name} out of --gateways")
+    if "litellm" in options.gateways and shutil.which(options.litellm) is None:
+        made.error(
+            f"{options.litellm} is no command; --help tells how to install it, or leave litellm out of --gateways"
+        )
     return options
 
 
