@@ -38,15 +38,27 @@ def settings_of(profile: Path) -> AppConfig:
         raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
 
 
+def engine_arguments(pool: PoolConfig) -> dict[str, Any]:
+    """vLLM's engine arguments, by name, that a pool gives its model."""
+    given: dict[str, Any] = {"dtype": pool.dtype, "tensor_parallel_size": pool.tensor_parallel} | pool.engine
+    if pool.max_model_len:
+        given["max_model_len"] = pool.max_model_len
+    if pool.revision:
+        given["revision"] = pool.revision
+    return given
+
+
+def drafting(pool: PoolConfig) -> PoolConfig:
+    """The pool for a server that knows nothing of `draft`: what drafts is among its engine arguments."""
+    if pool.draft is None:
+        return pool
+    return pool.model_copy(update={"engine": pool.engine | {"speculative_config": pool.draft.speculative_config}})
+
+
 def command(model: Model, pool: PoolConfig, port: int) -> list[str]:
     """The command line that serves a pool's model with the engine arguments the pool gives it."""
-    engine: dict[str, Any] = {"dtype": pool.dtype, "tensor_parallel_size": pool.tensor_parallel} | pool.engine
-    if pool.max_model_len:
-        engine["max_model_len"] = pool.max_model_len
-    if pool.revision:
-        engine["revision"] = pool.revision
     flags: list[str] = []
-    for name, value in engine.items():
+    for name, value in engine_arguments(pool).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

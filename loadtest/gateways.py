@@ -35,10 +35,10 @@ from typing import Any
 import aiohttp
 import yaml
 
-from deployments.config import PoolConfig
+from deployments.config import PoolConfig, is_cpu_build
 from deployments.launcher import ENVIRONMENT
 from loadtest.command import at_least_one, free_port, numbers, parser, run, serving
-from loadtest.engines import own_environment, served, server, settings_of
+from loadtest.engines import drafting, engine_arguments, own_environment, served, server, settings_of
 from loadtest.paper import Limits
 from loadtest.questions import generated
 from loadtest.systems import Ask, Chat
@@ -81,15 +81,17 @@ def ray_serve_llm(packages: Path | None, pool: PoolConfig) -> Iterator[str]:
     """https://docs.ray.io/en/latest/serve/llm/index.html"""
     port = free_port()
     actor = {"num_replicas": 1, "ray_actor_options": {"num_cpus": CLUSTER_CPUS}}
-    engine = {"dtype": pool.dtype, "enable_prefix_caching": True, "generation_config": "vllm"} | pool.engine
     model = {
         "model_loading_config": {"model_id": "small", "model_source": pool.path},
-        "engine_kwargs": engine | ({"max_model_len": pool.max_model_len} if pool.max_model_len else {}),
-        "accelerator_config": {"kind": "cpu"},
-        "placement_group_config": {"bundles": [{"CPU": CLUSTER_CPUS}]},
+        "engine_kwargs": {"enable_prefix_caching": True, "generation_config": "vllm"} | engine_arguments(pool),
         "deployment_config": actor,
         "runtime_env": {"env_vars": dict(pool.env)},
     }
+    if is_cpu_build():
+        model |= {
+            "accelerator_config": {"kind": "cpu"},
+            "placement_group_config": {"bundles": [{"CPU": CLUSTER_CPUS}]},
+        }
     application = {
         "name": "llm",
         "route_prefix": "/",
@@ -210,7 +212,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     config = settings_of(options.profile)
-    small = config.small
+    small = drafting(config.small)
     thinks = Vocabulary.load(small.path, revision=small.revision, think_tags=config.routing.think_tags).thinks
     limits = Limits(0.0, config.limits.step_tokens, 0, 0)
     ask = Ask(limits, options.max_tokens or config.limits.max_tokens, False, lambda _model, _question: "", thinks)

@@ -41,7 +41,7 @@ import numpy as np
 from deployments.config import AppConfig, PoolConfig
 from loadtest.client import each
 from loadtest.command import at_least_one, numbers, parser, run, serving
-from loadtest.engines import environment_of, own_environment, served, settings_of, stock
+from loadtest.engines import drafting, environment_of, own_environment, served, settings_of, stock
 from loadtest.hard_steps import opened, tokenizer_of
 from loadtest.intervals import share
 from loadtest.paper import Limits
@@ -181,10 +181,7 @@ def pools_of(system: str, config: AppConfig, options: argparse.Namespace) -> dic
     if options.stock:
         pools = {model: stock(pool) for model, pool in pools.items()}
     if options.draft:
-        for model, pool in pools.items():
-            if pool.draft is not None:
-                engine = pool.engine | {"speculative_config": pool.draft.speculative_config}
-                pools[model] = pool.model_copy(update={"engine": engine})
+        pools = {model: drafting(pool) for model, pool in pools.items()}
     if options.alone_threads and system == "large_alone":
         env = pools["large"].env | {"OMP_NUM_THREADS": str(options.alone_threads)}
         pools["large"] = pools["large"].model_copy(update={"env": env})
