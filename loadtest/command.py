@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +57,17 @@ def at_least_one(text: str) -> int:
 def numbers(text: str) -> list[int]:
     """Several of them, with commas between."""
     return [at_least_one(word) for word in text.split(",")]
+
+
+def among(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads some of these names, with commas between."""
+
+    def read(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return read
 
 
 def port_number(text: str) -> int:

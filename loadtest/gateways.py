@@ -37,7 +37,7 @@ import yaml
 
 from deployments.config import PoolConfig, is_cpu_build
 from deployments.launcher import ENVIRONMENT
-from loadtest.command import at_least_one, free_port, numbers, parser, run, serving
+from loadtest.command import among, at_least_one, free_port, numbers, parser, run, serving
 from loadtest.engines import drafting, engine_arguments, own_environment, served, server, settings_of
 from loadtest.paper import Limits
 from loadtest.questions import generated
@@ -180,16 +180,10 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def gateways(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - set(GATEWAYS):
-        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(GATEWAYS)}")
-    return text.split(",")
-
-
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.gateways", __doc__, concurrency=None)
     made.add_argument(
-        "--gateways", type=gateways, default=list(GATEWAYS), metavar="NAME,…", help=f"of {', '.join(GATEWAYS)}"
+        "--gateways", type=among(GATEWAYS), default=list(GATEWAYS), metavar="NAME,…", help=f"of {', '.join(GATEWAYS)}"
     )
     made.add_argument("--clients", type=numbers, default=[1, 64], metavar="N,…", help="(default: 1,64)")
     made.add_argument("--each", type=at_least_one, default=4, help="problems of a client in a round (default: 4)")

@@ -35,7 +35,7 @@ import aiohttp
 import yaml
 
 from deployments.config import AppConfig
-from loadtest.command import MeasuringError, at_least_one, attached, numbers, parser, run, serving
+from loadtest.command import MeasuringError, among, at_least_one, attached, numbers, parser, run, serving
 from loadtest.engines import own_engine, settings_of
 from loadtest.forward import FOLDER, forward_s
 from loadtest.paced import stand_in
@@ -316,7 +316,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.overhead", __doc__, concurrency=None)
-    made.add_argument("--layers", type=layers, metavar="NAME,…", help=f"of {', '.join(LAYERS)} (default: all)")
+    made.add_argument("--layers", type=among(LAYERS), metavar="NAME,…", help=f"of {', '.join(LAYERS)} (default: all)")
     made.add_argument("--paced", action="store_true", help="a stand-in for the engines, at a rate of its own")
     made.add_argument("--token-ms", type=float, default=10.0, help="of the stand-in (default: %(default)s)")
     made.add_argument("--clients", type=numbers, default=[1, 16], metavar="N,…", help="(default: 1,16)")
@@ -333,12 +333,6 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.paced and "engine" in options.layers:
         made.error("the stand-in is no engine to try by itself: leave engine out of --layers")
     return options
-
-
-def layers(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - set(LAYERS):
-        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(LAYERS)}")
-    return text.split(",")
 
 
 async def each_load(

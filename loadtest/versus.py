@@ -40,7 +40,7 @@ import numpy as np
 
 from deployments.config import AppConfig, PoolConfig
 from loadtest.client import each
-from loadtest.command import at_least_one, numbers, parser, run, serving
+from loadtest.command import among, at_least_one, numbers, parser, run, serving
 from loadtest.engines import drafting, environment_of, own_environment, served, settings_of, stock
 from loadtest.hard_steps import opened, tokenizer_of
 from loadtest.intervals import share
@@ -242,16 +242,12 @@ async def measured(
     return done
 
 
-def names(text: str) -> list[str]:
-    if unknown := set(text.split(",")) - set(SYSTEMS):
-        raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(SYSTEMS)}")
-    return text.split(",")
-
-
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.versus", __doc__, concurrency=None)
     made.add_argument("--clients", type=numbers, default=[1, 8, 16], metavar="N,…", help="(default: 1,8,16)")
-    made.add_argument("--systems", type=names, default=list(SYSTEMS), metavar="NAME,…", help=f"of {', '.join(SYSTEMS)}")
+    made.add_argument(
+        "--systems", type=among(SYSTEMS), default=list(SYSTEMS), metavar="NAME,…", help=f"of {', '.join(SYSTEMS)}"
+    )
     made.add_argument("--rounds", type=at_least_one, default=3, help="at each number of clients (default: %(default)s)")
     made.add_argument(
         "--repeats", type=at_least_one, default=1, help="measurements in each round (default: %(default)s)"
