@@ -1,4 +1,4 @@
-"""A real OTLP receiver: a gRPC server that keeps every span it is sent."""
+"""An OTLP receiver: a gRPC server that keeps every span it is sent."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ class Receiver(services.TraceServiceServicer):
                 for scope in resource.scope_spans:
                     self._spans += [_read(span) for span in scope.spans]
         return messages.ExportTraceServiceResponse()
+
+    @property
+    def count(self) -> int:
+        """Spans so far."""
+        with self._lock:
+            return len(self._spans)
 
     @property
     def traces(self) -> set[str]:

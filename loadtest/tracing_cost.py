@@ -19,10 +19,7 @@ import json
 import os
 import secrets
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -34,6 +31,7 @@ import yaml
 from loadtest.client import Client, each
 from loadtest.command import MeasuringError, at_least_one, parser, run, serving
 from loadtest.questions import Question, generated
+from loadtest.receiver import Receiver, receiving
 from loadtest.table import table
 
 SHARES = {"off": 0.0, "1%": 0.01, "100%": 1.0}
@@ -54,37 +52,6 @@ class Turn:
     @property
     def cpu_s_per_1k_steps(self) -> float:
         return 1000.0 * self.cpu_s / self.steps
-
-
-class Spans:
-    """An OTLP receiver that counts."""
-
-    def __init__(self) -> None:
-        self.count, self._lock = 0, threading.Lock()
-
-    def Export(self, request: Any, context: Any) -> Any:
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-        spans = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-        with self._lock:
-            self.count += spans
-        return ExportTraceServiceResponse()
-
-
-@contextmanager
-def receiving() -> Iterator[tuple[Spans, str]]:
-    """A receiver, and its address."""
-    import grpc
-    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
-
-    spans, server = Spans(), grpc.server(ThreadPoolExecutor(2))
-    services.add_TraceServiceServicer_to_server(spans, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield spans, f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(None)
 
 
 def twice(profile: Path) -> dict[str, Any]:
@@ -135,7 +102,7 @@ async def ask(client: Client, questions: Sequence[Question], share: float, concu
     return sum(await each(items, one, concurrency=concurrency, label=label))
 
 
-async def measure(url: str, spans: Spans, options: argparse.Namespace) -> list[Turn]:
+async def measure(url: str, receiver: Receiver, options: argparse.Namespace) -> list[Turn]:
     questions = generated(options.seed, options.problems)
     turns: list[Turn] = []
     async with Client(url) as on, Client(f"{url}/off") as off:
@@ -145,12 +112,12 @@ async def measure(url: str, spans: Spans, options: argparse.Namespace) -> list[T
         for number, order in zip(range(options.rounds), orders, strict=False):
             for name in order:
                 await asyncio.sleep(SETTLE_S)
-                used, received = cpu_s(), spans.count
+                used, received = cpu_s(), receiver.count
                 client = off if name == "off" else on
                 label = f"round {number + 1}, {name}"
                 steps = await ask(client, questions, SHARES[name], options.concurrency, label)
                 await asyncio.sleep(SETTLE_S)
-                turns.append(Turn(name, number, cpu_s() - used, steps, spans.count - received))
+                turns.append(Turn(name, number, cpu_s() - used, steps, receiver.count - received))
     return turns
 
 
@@ -201,13 +168,16 @@ def main() -> None:
     options = read_options()
     if options.url:
         raise MeasuringError("--url cannot be used here: the system has to be one that was started for this")
-    with receiving() as (spans, endpoint), tempfile.TemporaryDirectory() as folder:
+    with receiving() as receiver, tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "twice.yaml"
         profile.write_text(yaml.safe_dump(twice(options.profile)))
-        os.environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
-        os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "1000"
+        os.environ |= {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+            "OTEL_BSP_SCHEDULE_DELAY": "1000",
+        }
         with serving(None, profile, options.port) as url:
-            turns = asyncio.run(measure(url, spans, options))
+            turns = asyncio.run(measure(url, receiver, options))
     rows = summary(turns)
     print(shown(rows))
     if options.json:

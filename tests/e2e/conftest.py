@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
-from receiver import Receiver, receiving
 from system import System, start
+
+from loadtest.receiver import Receiver, receiving
 
 
 @pytest.fixture(scope="session")

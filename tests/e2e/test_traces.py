@@ -11,8 +11,9 @@ import signal
 import httpx
 import pytest
 from asking import problems
-from receiver import Receiver, Span
 from system import System, at_work, back, settled
+
+from loadtest.receiver import Receiver, Span
 
 pytestmark = pytest.mark.skipif(
     "GLIMPROUTER_TEST_URL" in os.environ, reason="a system that runs already sends its spans elsewhere"
