@@ -66,9 +66,12 @@ class Postgres(Server):
         programs = postgres_programs()
         assert programs is not None
         self._programs = programs
-        self._user = "postgres" if os.geteuid() == 0 else None
-        if self._user:
-            os.chown(self.folder, pwd.getpwnam(self._user).pw_uid, -1)
+        self._as_owner: list[str] = []
+        if os.geteuid() == 0:
+            # Not by subprocess, which would fork for it: in a process that serves gRPC the child can hang before it
+            # comes to its program.
+            self._as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--"]
+            os.chown(self.folder, pwd.getpwnam("postgres").pw_uid, -1)
         self._run(
             "initdb", "-D", self._data, "-U", "glimprouter", "--auth=trust", "--no-sync", "--locale=C", "-E", "UTF8"
         )
@@ -87,14 +90,14 @@ class Postgres(Server):
         options = ["-D", self._data, "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder), "-F"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [self._programs / "postgres", *options], user=self._user, stdout=log, stderr=log, cwd="/"
+                [*self._as_owner, self._programs / "postgres", *options], stdout=log, stderr=log, cwd="/"
             )
         ready = [str(self._programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
         self._wait(lambda: subprocess.run(ready, check=False).returncode == 0)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [self._programs / program, *arguments], user=self._user, capture_output=True, text=True, cwd="/"
+            [*self._as_owner, self._programs / program, *arguments], capture_output=True, text=True, cwd="/"
         )
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stderr}")
