@@ -59,7 +59,10 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "deployments.cli", "run", profile, "--port", str(port)]
+    # Tests that run in the background ignore Ctrl-C, and what they start would inherit that. `preexec_fn` would fork,
+    # in which the child of a process that serves gRPC, as this one does, can hang.
+    command = ["env", "--default-signal=INT"]
+    command += [sys.executable, "-m", "deployments.cli", "run", profile, "--port", str(port)]
     starter = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -67,8 +70,6 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Tests that run in the background ignore Ctrl-C, and what they start would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     lines: list[str] = []
     ready = threading.Event()
