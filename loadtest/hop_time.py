@@ -45,10 +45,9 @@ SETTLE_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class HopTime:
-    """Milliseconds of a hop, and of them before its engine had it and after; None if its engine does not tell."""
+    """Milliseconds of a hop before its engine had it, and after its last token; None if its engine does not tell."""
 
     model: Model
-    ms: float
     before_ms: float | None
     after_ms: float | None
 
@@ -87,7 +86,7 @@ def request_time(trace: Sequence[Span]) -> RequestTime | None:
 
 def _hop_time(hop: Span, engine: Span | None) -> HopTime:
     before, after = (_ms(hop.began, engine.began), _ms(engine.ended, hop.ended)) if engine else (None, None)
-    return HopTime(HOPS[hop.name], hop.ms, before, after)
+    return HopTime(HOPS[hop.name], before, after)
 
 
 def _ms(began: int, ended: int) -> float:
