@@ -9,6 +9,7 @@ all its engines are warm the route is handed over; when no request is left in th
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,9 +63,13 @@ def roll_out(plan: Plan, say: Say) -> None:
 
 def _connect() -> Any:
     import ray
+    from ray._private.services import find_gcs_addresses
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
+    # Of several, Ray would take any.
+    if not os.environ.get("RAY_ADDRESS") and len(found := sorted(find_gcs_addresses())) > 1:
+        raise StartError(f"RAY_ADDRESS has to say which of the systems on this machine it is: {' or '.join(found)}")
     try:
         ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         return _get_global_client(raise_if_no_controller_running=True)

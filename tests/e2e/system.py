@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,15 +23,16 @@ START_S = 300
 
 @dataclass
 class System:
-    """A running system, and the process that the user started."""
+    """A running system, the process that the user started, and its Ray cluster: there may be another one."""
 
     url: str
     starter: subprocess.Popen[str] | None
+    ray: str = "auto"
 
     def handle(self, model: str) -> Any:
         from ray import serve
 
-        attach()
+        attach(self.ray)
         return serve.get_deployment_handle(model, "glimpse")
 
     @property
@@ -38,7 +40,7 @@ class System:
         """Where Prometheus finds Ray's, Serve's, the router's and the engines' metrics."""
         import ray
 
-        attach()
+        attach(self.ray)
         return int(ray.nodes()[0]["MetricsExportPort"])
 
     async def account(self, model: str) -> dict[str, Any]:
@@ -88,14 +90,16 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     if "Serving on " not in told:
         starter.kill()
         pytest.fail(f"the system did not start:\n{told}")
-    return System(f"http://127.0.0.1:{port}", starter)
+    ray = re.search(r"Ray is up at (\S+)", told)
+    assert ray, told
+    return System(f"http://127.0.0.1:{port}", starter, ray[1])
 
 
-def attach() -> None:
+def attach(address: str) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
 
 
 async def back(system: System, model: str, old_pid: int) -> None:
