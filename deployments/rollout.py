@@ -63,6 +63,7 @@ def roll_out(plan: Plan, say: Say) -> None:
 
 def _connect() -> Any:
     import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.services import find_gcs_addresses
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
@@ -70,6 +71,8 @@ def _connect() -> Any:
     # Of several, Ray would take any.
     if not os.environ.get("RAY_ADDRESS") and len(found := sorted(find_gcs_addresses())) > 1:
         raise StartError(f"RAY_ADDRESS has to say which of the systems on this machine it is: {' or '.join(found)}")
+    # With RAY_ADDRESS Ray does not look for the cluster's token by itself.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         return _get_global_client(raise_if_no_controller_running=True)

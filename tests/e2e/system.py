@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,16 +22,15 @@ START_S = 300
 
 @dataclass
 class System:
-    """A running system, the process that the user started, and its Ray cluster: there may be another one."""
+    """A running system, and the process that the user started."""
 
     url: str
     starter: subprocess.Popen[str] | None
-    ray: str = "auto"
 
     def handle(self, model: str) -> Any:
         from ray import serve
 
-        attach(self.ray)
+        attach()
         return serve.get_deployment_handle(model, "glimpse")
 
     @property
@@ -40,7 +38,7 @@ class System:
         """Where Prometheus finds Ray's, Serve's, the router's and the engines' metrics."""
         import ray
 
-        attach(self.ray)
+        attach()
         return int(ray.nodes()[0]["MetricsExportPort"])
 
     async def account(self, model: str) -> dict[str, Any]:
@@ -90,16 +88,14 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     if "Serving on " not in told:
         starter.kill()
         pytest.fail(f"the system did not start:\n{told}")
-    ray = re.search(r"Ray is up at (\S+)", told)
-    assert ray, told
-    return System(f"http://127.0.0.1:{port}", starter, ray[1])
+    return System(f"http://127.0.0.1:{port}", starter)
 
 
-def attach(address: str) -> None:
+def attach() -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
 
 
 async def back(system: System, model: str, old_pid: int) -> None:
