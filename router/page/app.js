@@ -42,7 +42,7 @@ async function run(question, models) {
     for (const lane of lanes) if (lane.state === "waiting") lane.state = "stopped";
     hangUp = null;
     busy(false);
-    redraw();
+    draw();
     $("status").textContent = summary(lanes);
   }
 }

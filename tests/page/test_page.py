@@ -72,6 +72,15 @@ async def test_steps_appear_while_the_request_runs(web: Watched, service: Script
     assert await page.locator("#stop").is_hidden()
 
 
+async def test_all_is_shown_once_the_page_says_that_it_is_over(web: Watched, service: Script) -> None:
+    service.script = [Text("reasoning", "Two.\n\n"), step(0, "small", 0.2, "Two.\n\n"), finished(10, 0)]
+    await web.page.add_init_script("window.requestAnimationFrame = () => 1")  # the next frame never comes
+    page = await web.open()
+    await web.ask()
+    await web.over()
+    assert await models(page) == ["small"]
+
+
 @pytest.mark.parametrize("width", [1180, 360])
 @pytest.mark.parametrize("button", ["#ask", "#compare"])
 async def test_the_threshold_is_one_line_through_slider_and_bars(open_context: Any, width: int, button: str) -> None:
