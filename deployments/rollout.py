@@ -8,12 +8,11 @@ all its engines are warm the route is handed over; when no request is left in th
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from deployments.attaching import attach
 from deployments.config import AppConfig
 from deployments.launcher import Plan
 from deployments.progress import StartError, root_cause
@@ -62,22 +61,14 @@ def roll_out(plan: Plan, say: Say) -> None:
 
 
 def _connect() -> Any:
-    import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-    from ray._private.services import find_gcs_addresses
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
-    # Of several, Ray would take any.
-    if not os.environ.get("RAY_ADDRESS") and len(found := sorted(find_gcs_addresses())) > 1:
-        raise StartError(f"RAY_ADDRESS has to say which of the systems on this machine it is: {' or '.join(found)}")
-    # With RAY_ADDRESS Ray does not look for the cluster's token by itself.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    attach()
     try:
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
         return _get_global_client(raise_if_no_controller_running=True)
-    except (ConnectionError, RayServeException):
-        raise StartError("no system is running on this machine; `glimprouter run` starts one") from None
+    except RayServeException:
+        raise StartError("Ray is up there, but no system is running on it") from None
 
 
 def _ours(applications: list[dict[str, Any]], profile: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import signal
 import socket
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from deployments.attaching import attach
+from deployments.progress import StartError
 
 PROFILE = Path(__file__).parent.parent / "deployments" / "profiles" / "pocket.yaml"
 STOP_S = 60.0
@@ -99,8 +103,23 @@ def variant(profile: Path, change: Callable[[dict[str, Any]], None]) -> Iterator
 
 
 @contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """These variables for this process, and those it starts, for as long as the block lasts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
-    """The URL of the system under test: the given one, or one that lives as long as the block."""
+    """The URL of the system under test: the given one, or one that lives as long as the block. What looks for its Ray
+    cluster meanwhile, here or in a process started here, finds that and no other of this machine."""
     if url is not None:
         yield url.rstrip("/")
         return
@@ -114,7 +133,9 @@ def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
     )
     assert system.stdout is not None
     try:
-        yield _wait(system, system.stdout)
+        url, cluster = _wait(system, system.stdout)
+        with environment(RAY_ADDRESS=cluster):
+            yield url
     finally:
         system.send_signal(signal.SIGINT)
         try:
@@ -125,26 +146,33 @@ def serving(url: str | None, profile: Path, port: int | None) -> Iterator[str]:
 
 
 @contextmanager
-def attached(address: str = "auto") -> Iterator[None]:
-    """This process as part of a system's Ray cluster. It leaves whatever happens, or Ray would end it without a word a
-    minute after the cluster is gone."""
+def attached(address: str | None = None) -> Iterator[None]:
+    """This process as part of a system's Ray cluster; without an address of that `serving` started, if it did. It
+    leaves whatever happens, or Ray would end it without a word a minute after the cluster is gone."""
     import ray
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        attach(address)
+    except StartError as error:
+        raise MeasuringError(str(error)) from None
     try:
         yield
     finally:
         ray.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _wait(system: subprocess.Popen[str], lines: IO[str]) -> str:
+def _wait(system: subprocess.Popen[str], lines: IO[str]) -> tuple[str, str]:
+    """Where it serves, and where its Ray cluster is."""
+    cluster = ""
     for line in lines:
         print(line.rstrip(), file=sys.stderr)
+        if found := re.search(r"Ray is up at (\S+)", line):
+            cluster = found[1]
         if found := re.match(r"Serving on (\S+)", line):
             # Nobody reads on, and a full pipe would stop the system.
             threading.Thread(target=lines.read, daemon=True).start()
-            return found[1]
+            return found[1], cluster
     raise MeasuringError(f"the system ended before it was ready (exit status {system.wait()}); its own line is above")
 
 

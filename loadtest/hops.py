@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from loadtest.client import Client, Reply, Served, each
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
 from loadtest.questions import Question, generated
 from loadtest.table import table
 
@@ -67,21 +67,12 @@ def count(reply: Reply, *, thinks: bool, engines: dict[str, int] | None = None) 
 
 
 class Engines:
-    """The engines' own counts, through the Ray cluster that they run on."""
+    """The engines' own counts, through the Ray cluster that they run on and this process is attached to."""
 
-    def __init__(self, address: str, application: str) -> None:
-        import ray
+    def __init__(self, application: str) -> None:
         from ray import serve
 
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        try:
-            ray.init(address=address, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
-            self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in POOLS}
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise MeasuringError(
-                f"no Ray cluster with engines ({reason}); give --ray-address or leave --engines"
-            ) from None
+        self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in POOLS}
         self._replicas: dict[str, str] = {}
 
     async def hops(self) -> dict[str, int]:
@@ -142,7 +133,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--threshold", type=float, help="nats (default: the server's)")
     made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the server's)")
     made.add_argument("--engines", action="store_true", help="count in the engines, one problem at a time")
-    made.add_argument("--ray-address", default="auto", metavar="HOST:PORT", help="their cluster (default: %(default)s)")
+    made.add_argument("--ray-address", metavar="HOST:PORT", help="their cluster (default: RAY_ADDRESS or here)")
     made.add_argument("--application", default="glimpse", help="their name in Serve (default: %(default)s)")
     return made.parse_args(arguments)
 
@@ -152,11 +143,14 @@ def main() -> None:
     questions = generated(options.seed, options.problems)
 
     async def ask(url: str) -> list[Count]:
-        engines = Engines(options.ray_address, options.application) if options.engines else None
+        engines = Engines(options.application) if options.engines else None
         async with Client(url) as client:
             return await measure(client, await client.served(), questions, engines, options)
 
-    with serving(options.url, options.profile, options.port) as url:
+    with (
+        serving(options.url, options.profile, options.port) as url,
+        attached(options.ray_address) if options.engines else nullcontext(),
+    ):
         counts = asyncio.run(ask(url))
     print(shown(counts))
     if options.json:

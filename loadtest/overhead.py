@@ -173,7 +173,7 @@ async def engine(config: AppConfig, prompts: Prompts) -> AsyncGenerator[Callable
 
 
 @asynccontextmanager
-async def hop(address: str, prompts: Prompts) -> AsyncGenerator[Callable[[Load], Piece]]:
+async def hop(address: str | None, prompts: Prompts) -> AsyncGenerator[Callable[[Load], Piece]]:
     """The small pool over its handle. The system has to be one of this machine that was just started."""
     from ray import serve
 
@@ -327,7 +327,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--step-tokens", type=at_least_one, default=24, help="longer ones are cut (default: %(default)s)")
     made.add_argument("--request-steps", type=at_least_one, default=20, help="at most (default: %(default)s)")
     made.add_argument("--stream", action="store_true", help="replies as they are written, in the layer `stack`")
-    made.add_argument("--ray-address", default="auto", metavar="HOST:PORT", help="(default: %(default)s)")
+    made.add_argument("--ray-address", metavar="HOST:PORT", help="(default: RAY_ADDRESS or here)")
     options = made.parse_args(arguments)
     options.layers = options.layers or [layer for layer in LAYERS if not (options.paced and layer == "engine")]
     if options.paced and "engine" in options.layers:

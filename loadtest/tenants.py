@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from loadtest.command import MeasuringError, serving
+from loadtest.command import MeasuringError, environment, serving
 from loadtest.servers import Postgres, Redis, postgres_programs, redis_program
 from router.tenancy.database import connect, upgrade
 from router.tenancy.directory import Directory
@@ -74,13 +73,6 @@ def tenanted(
             "GLIMPROUTER_REDIS_URL": redis.url,
             "GLIMPROUTER_API_KEY": keys[LAUNCHER],
         } | ({"GLIMPROUTER_ADMIN_KEY": admin_key} if admin_key else {})
-        before = {name: os.environ.get(name) for name in secrets}
-        os.environ |= secrets
-        try:
-            url = stack.enter_context(serving(None, changed, port))
-            yield Office(url, postgres, redis, directory, Ledger(engine), folder / "journal", keys)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+        stack.enter_context(environment(**secrets))
+        url = stack.enter_context(serving(None, changed, port))
+        yield Office(url, postgres, redis, directory, Ledger(engine), folder / "journal", keys)

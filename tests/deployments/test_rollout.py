@@ -1,4 +1,4 @@
-"""What a rollout tells Serve to do, in which order; the served rollout is in tests/e2e."""
+"""What a rollout tells Serve to do, in which order; a served one is in tests/e2e/test_drafting.py."""
 
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,3 @@ def test_a_bad_user_config_is_one_line_that_names_the_field(tmp_path: Path, bad:
     tuned = {"deployments": [{"name": "router", "user_config": bad}]}
     with pytest.raises(StartError, match=rf"router: user_config\.{next(iter(bad))}: "):
         launcher.read_plan(profile(tmp_path, application=tuned))
-
-
-def test_of_several_systems_it_changes_none_unless_told_which(
-    plan: launcher.Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"10.0.0.1:2", "10.0.0.1:1"})
-    with pytest.raises(StartError, match=r"RAY_ADDRESS .*: 10\.0\.0\.1:1 or 10\.0\.0\.1:2$"):
-        rollout.roll_out(plan, print)

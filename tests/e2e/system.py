@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from deployments.attaching import attach
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300
 
@@ -26,11 +29,19 @@ class System:
 
     url: str
     starter: subprocess.Popen[str] | None
+    cluster: str | None = None
+    """Ray's address (host:port); without it `RAY_ADDRESS`' or the only one on this machine is meant."""
+
+    def attach(self) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            attach(self.cluster)
 
     def handle(self, model: str) -> Any:
         from ray import serve
 
-        attach()
+        self.attach()
         return serve.get_deployment_handle(model, "glimpse")
 
     @property
@@ -38,7 +49,7 @@ class System:
         """Where Prometheus finds Ray's, Serve's, the router's and the engines' metrics."""
         import ray
 
-        attach()
+        self.attach()
         return int(ray.nodes()[0]["MetricsExportPort"])
 
     async def account(self, model: str) -> dict[str, Any]:
@@ -88,14 +99,9 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     if "Serving on " not in told:
         starter.kill()
         pytest.fail(f"the system did not start:\n{told}")
-    return System(f"http://127.0.0.1:{port}", starter)
-
-
-def attach() -> None:
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+    cluster = re.search(r"Ray is up at (\S+)", told)
+    assert cluster is not None, told
+    return System(f"http://127.0.0.1:{port}", starter, cluster[1])
 
 
 async def back(system: System, model: str, old_pid: int) -> None:

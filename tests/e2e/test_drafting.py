@@ -1,26 +1,32 @@
-"""The embedded pair where something drafts for either model: a system of its own."""
+"""The embedded pair where something drafts for either model: a second system on the machine."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 from asking import ask, ask_all, problems, said
 from system import System, start
 
 from router.answers import extract
 
+PROFILE = Path("deployments/profiles/pocket-drafting.yaml")
 RAMBLE = {"model": "glimpse", "prompt": "1 2 3 4 5 6 7 8 9", "max_tokens": 400, "temperature": 1.5, "top_k": 40}
 
 
 @pytest.fixture(scope="module")
 def drafting() -> Iterator[System]:
-    running = start("deployments/profiles/pocket-drafting.yaml")
+    running = start(str(PROFILE))
     yield running
     running.stop()
 
@@ -106,3 +112,36 @@ async def test_no_ramble_ends_the_engine(http: httpx.AsyncClient) -> None:
 async def test_min_p_is_refused(http: httpx.AsyncClient) -> None:
     response = await http.post("/v1/completions", json=RAMBLE | {"min_p": 0.1})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "min_p")
+
+
+@pytest.fixture
+def other_threshold(tmp_path: Path) -> Path:
+    config = yaml.safe_load(PROFILE.read_text())
+    config["applications"][0]["deployments"] = [{"name": "router", "user_config": {"threshold": 0.7}}]
+    path = tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.skipif("GLIMPROUTER_TEST_URL" in os.environ, reason="needs to know both systems' clusters")
+async def test_of_two_systems_a_rollout_changes_the_one_that_it_is_told(
+    system: System, drafting: System, http: httpx.AsyncClient, client: httpx.AsyncClient, other_threshold: Path
+) -> None:
+    async def roll_out(**told: str) -> tuple[int, str]:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | told
+        command = [sys.executable, "-m", "deployments.cli", "rollout", str(other_threshold)]
+        done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    async def thresholds() -> list[float]:
+        return [(await one.get("/v1/models/glimpse")).json()["glimpse"]["threshold"] for one in (client, http)]
+
+    before = await thresholds()
+    assert system.cluster is not None
+    assert drafting.cluster is not None
+    status, told = await roll_out()
+    assert status == 1
+    assert " or ".join(sorted([system.cluster, drafting.cluster])) in told
+    assert await thresholds() == before
+    status, told = await roll_out(RAY_ADDRESS=drafting.cluster)
+    assert (status, await thresholds()) == (0, [before[0], 0.7]), told

@@ -57,19 +57,26 @@ TENANTS: dict[str, dict[str, Any]] = {
 
 # In a process of its own: Serve's handles in this one stay with the system before.
 COUNTED = """
-import json, sys, ray
+import json, sys
 from ray import serve
-ray.init(address="auto", namespace="serve", log_to_driver=False, logging_level="ERROR")
+from deployments.attaching import attach
+attach()
 ids = json.load(sys.stdin)
 handles = [serve.get_deployment_handle(pool, "glimpse") for pool in ("small", "large")]
 print(json.dumps([handle.generated.remote(ids).result() for handle in handles]))
 """
 
 
-def engines_counted(ids: list[str]) -> list[dict[str, int]]:
+def engines_counted(system: System, ids: list[str]) -> list[dict[str, int]]:
     """Tokens that each pool's engine generated for these requests."""
     told = subprocess.run(
-        [sys.executable, "-c", COUNTED], input=json.dumps(ids), capture_output=True, text=True, timeout=90, check=True
+        [sys.executable, "-c", COUNTED],
+        env=os.environ | {"RAY_ADDRESS": str(system.cluster)},
+        input=json.dumps(ids),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
     )
     counts: list[dict[str, int]] = json.loads(told.stdout.splitlines()[-1])
     return counts
@@ -242,7 +249,7 @@ async def test_the_ledger_says_what_the_client_and_the_engines_say(office: Offic
     questions = [problem.question for problem in problems(24, seed=44)]
     replies = await ask_all(acme, questions, at_a_time=8, glimpse=STEPS)
     rows = await office.delivered("acme", [reply["id"] for reply in replies])
-    counted = await asyncio.to_thread(engines_counted, [reply["id"] for reply in replies])
+    counted = await asyncio.to_thread(engines_counted, office.system, [reply["id"] for reply in replies])
     for reply in replies:
         row = rows[reply["id"]]
         for model, used in reply["usage"]["by_model"].items():

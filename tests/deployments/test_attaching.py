@@ -1,0 +1,34 @@
+"""Which of a machine's Ray clusters is meant; that it is reached is tested in tests/e2e."""
+
+import pytest
+
+from deployments.attaching import attach
+from deployments.progress import StartError
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def running(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: set(addresses))
+
+
+def test_of_several_none_is_taken_and_each_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    running(monkeypatch, "10.0.0.1:2", "10.0.0.1:1")
+    with pytest.raises(StartError, match=r"RAY_ADDRESS .*: 10\.0\.0\.1:1 or 10\.0\.0\.1:2$"):
+        attach()
+
+
+@pytest.mark.parametrize("told", ["argument", "environment"])
+def test_one_that_is_told_and_not_there_is_named(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    def refuse(address: str, **options: object) -> None:
+        raise ConnectionError(address)
+
+    running(monkeypatch, "10.0.0.1:2", "10.0.0.1:1")
+    monkeypatch.setattr("ray.init", refuse)
+    if told == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:3")
+    with pytest.raises(StartError, match=r"^no system is running at 10\.0\.0\.1:3$"):
+        attach("10.0.0.1:3" if told == "argument" else None)
