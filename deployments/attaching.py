@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 from deployments.progress import StartError
+
+ANSWER_S = 10.0
 
 
 def attach(address: str | None = None) -> None:
@@ -18,6 +21,8 @@ def attach(address: str | None = None) -> None:
     from ray._private.services import find_gcs_addresses
 
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and not _answers(address):
+        raise StartError(f"no system is running at {address}")
     if not address and len(found := sorted(find_gcs_addresses())) > 1:
         raise StartError(f"RAY_ADDRESS has to say which of the systems on this machine it is: {' or '.join(found)}")
     # Where it is told the address, Ray does not look for the cluster's token by itself.
@@ -25,5 +30,14 @@ def attach(address: str | None = None) -> None:
     try:
         ray.init(address=address or "auto", namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
-        where = f"at {address}" if address else "on this machine; `glimprouter run` starts one"
-        raise StartError(f"no system is running {where}") from None
+        raise StartError("no system is running on this machine; `glimprouter run` starts one") from None
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody does, as Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError, ValueError):
+        return False
+    return True
