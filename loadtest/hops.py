@@ -71,8 +71,13 @@ class Engines:
 
     def __init__(self, application: str) -> None:
         from ray import serve
+        from ray.serve.exceptions import RayServeException
 
-        self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in POOLS}
+        try:
+            self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in POOLS}
+        except RayServeException as error:
+            reason = str(error).partition("\n")[0]
+            raise MeasuringError(f"no engines there ({reason}); give --application or leave --engines") from None
         self._replicas: dict[str, str] = {}
 
     async def hops(self) -> dict[str, int]:
