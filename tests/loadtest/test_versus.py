@@ -31,6 +31,8 @@ def test_a_row_reports_medians_over_rounds_and_shares_over_all_problems() -> Non
     assert told["accuracy"] == 0.5
     assert told["large_token_share"] == 0.25
     assert told["problems"] == 6
+    assert [[one["right"] for one in each] for each in told["each_problem"]] == [[True, False]] * 3
+    assert [one["latency_s"] for one in told["each_problem"][2]] == [9.0, 27.0]
 
 
 def test_what_was_not_measured_is_none() -> None:
