@@ -17,19 +17,16 @@ import itertools
 import json
 import os
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-import yaml
 
-from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving, variant
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
@@ -129,16 +126,14 @@ async def under_fire(
         return tally, done
 
 
-@contextmanager
-def several(profile: Path, count: int) -> Iterator[Path]:
-    """The profile with so many replicas a pool, on however few CPUs there are."""
-    config: dict[str, Any] = yaml.safe_load(profile.read_text())
-    for pool in POOLS:
-        config["applications"][0]["args"][pool] |= {"replicas": count, "cpus": 0.1}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "several.yaml")
-        path.write_text(yaml.safe_dump(config))
-        yield path
+def several(count: int) -> Callable[[dict[str, Any]], None]:
+    """Changes a profile to so many replicas a pool, on however few CPUs there are."""
+
+    def change(args: dict[str, Any]) -> None:
+        for pool in POOLS:
+            args[pool] |= {"replicas": count, "cpus": 0.1}
+
+    return change
 
 
 def main() -> None:
@@ -150,7 +145,7 @@ def main() -> None:
     if options.url:
         raise MeasuringError("it kills processes, so it starts a system of its own: leave --url out")
     with (
-        several(options.profile, options.replicas) as profile,
+        variant(options.profile, several(options.replicas)) as profile,
         serving(None, profile, options.port) as url,
         attached(),
     ):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -30,7 +29,7 @@ from statistics import median
 from typing import Any
 
 from loadtest.client import Client, Reply, each
-from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, environment, numbers, parser, run, serving
 from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.receiver import Receiver, Span, receiving
 from loadtest.table import table
@@ -197,14 +196,14 @@ def main() -> None:
     if options.url:
         raise MeasuringError("--url cannot be used here: the system has to be one that is started for this")
     with receiving() as receiver:
-        os.environ |= {
+        telemetry = {
             "OTEL_SDK_DISABLED": "false",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
             "OTEL_TRACES_SAMPLER": "parentbased_always_on",
             "OTEL_BSP_SCHEDULE_DELAY": "1000",
         }
-        with serving(None, options.profile, options.port) as url:
+        with environment(**telemetry), serving(None, options.profile, options.port) as url:
             rows = asyncio.run(measure(url, receiver, options))
     print(shown(rows))
     if options.json:

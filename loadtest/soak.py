@@ -7,7 +7,7 @@ and lets Locust (loadtest/locustfile.py) offer 80 % of that for as long as is sa
 each process holds by itself (its unique set). Growth is the slope of a line through what was read after the
 first --settle minutes; latencies are those of the ledger, from a request's coming to its end. Beside them stands the
 CPU time that a request took, of the engines and of all around them: on a machine that becomes slower both become dearer
-alike. The exit status is Locust's: 1 if a request failed.
+alike. The exit status is Locust's: 1 if a request failed or was refused.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import asyncio
 import copy
 import itertools
 import json
-import os
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ import psutil
 import yaml
 
 from loadtest.client import Client, each
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, environment, parser, run, serving
 from loadtest.questions import Question, generated
 from loadtest.receiver import Receiver, receiving
 from loadtest.table import table
@@ -63,8 +62,8 @@ def twice(profile: Path) -> dict[str, Any]:
         traced["args"][part] = traced["args"].get(part, {}) | {"cpus": 0.1}
     off = copy.deepcopy(traced) | {"name": f"{traced['name']}-off", "route_prefix": "/off"}
     for part in ("small", "large", "router"):
-        environment = off["args"][part].get("env", {}) | {"RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": ""}
-        off["args"][part] = off["args"][part] | {"env": environment}
+        untraced = off["args"][part].get("env", {}) | {"RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": ""}
+        off["args"][part] = off["args"][part] | {"env": untraced}
     config["applications"] = [traced, off]
     return config
 
@@ -171,12 +170,12 @@ def main() -> None:
     with receiving() as receiver, tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "twice.yaml"
         profile.write_text(yaml.safe_dump(twice(options.profile)))
-        os.environ |= {
+        telemetry = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_TRACES_SAMPLER": "parentbased_always_off",
             "OTEL_BSP_SCHEDULE_DELAY": "1000",
         }
-        with serving(None, profile, options.port) as url:
+        with environment(**telemetry), serving(None, profile, options.port) as url:
             turns = asyncio.run(measure(url, receiver, options))
     rows = summary(turns)
     print(shown(rows))
