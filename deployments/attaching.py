@@ -21,6 +21,8 @@ def attach(address: str | None = None) -> None:
     from ray._private.services import find_gcs_addresses
 
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == "auto":  # Ray's word for whichever runs here
+        address = None
     if address and not _answers(address):
         raise StartError(f"no system is running at {address}")
     if not address and len(found := sorted(find_gcs_addresses())) > 1:

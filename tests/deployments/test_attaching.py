@@ -34,6 +34,14 @@ def test_one_that_is_told_and_not_there_is_named_at_once(monkeypatch: pytest.Mon
             attach(address if told == "argument" else None)
 
 
+@pytest.mark.parametrize("told", [None, "auto"])
+def test_rays_word_for_any_is_no_address(monkeypatch: pytest.MonkeyPatch, told: str | None) -> None:
+    running(monkeypatch, "10.0.0.1:2", "10.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(StartError, match="RAY_ADDRESS has to say"):
+        attach(told)
+
+
 @pytest.mark.parametrize("address", ["head:port", "127.0.0.1:123456", "nobody.invalid:6379"])
 def test_what_is_no_address_is_named(address: str) -> None:
     with pytest.raises(StartError, match=f"^no system is running at {address}$"):
