@@ -116,12 +116,12 @@ def row(system: str, clients: int, rounds: Sequence[Round]) -> dict[str, Any]:
         "accuracy_interval": [accuracy.low, accuracy.high],
         "problems": len(solved),
         "each_round": each_round,
-        "each_problem": [[problem(*each) for each in zip(one.solved, one.right, strict=True)] for one in rounds],
+        "each_problem": [[outcome(*each) for each in zip(one.solved, one.right, strict=True)] for one in rounds],
         "cpu_s_per_1k_tokens_by_process": {kind: 1000.0 * seconds / tokens for kind, seconds in sorted(spent.items())},
     }
 
 
-def problem(solved: Solved, right: bool) -> dict[str, Any]:
+def outcome(solved: Solved, right: bool) -> dict[str, Any]:
     """Of one problem, in the order in which they were put; without what was written."""
     return {name: value for name, value in asdict(solved).items() if name != "content"} | {"right": right}
 
