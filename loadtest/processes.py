@@ -39,9 +39,8 @@ class CpuTime:
         for process in [me, *me.children(recursive=True)]:
             try:
                 with process.oneshot():
-                    times = process.cpu_times()
-                    seconds[process.pid] = times.user + times.system
-                    kinds[process.pid] = kind(" ".join(process.cmdline()), own=process.pid == os.getpid())
+                    name, times = kind(" ".join(process.cmdline()), own=process.pid == os.getpid()), process.cpu_times()
+                    seconds[process.pid], kinds[process.pid] = times.user + times.system, name
             except psutil.NoSuchProcess:
                 continue
         return cls(seconds, kinds)

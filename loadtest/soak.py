@@ -5,9 +5,11 @@
 Starts a system of its own with PostgreSQL, Redis and five tenants, finds how many requests a second it answers at most,
 and lets Locust (loadtest/locustfile.py) offer 80 % of that for as long as is said. Meanwhile it reads how much memory
 each process holds by itself (its unique set). Growth is the slope of a line through what was read after the
-first --settle minutes; latencies are those of the ledger, from a request's coming to its end. Beside them stands the
-CPU time that a request took, of the engines and of all around them: on a machine that becomes slower both become dearer
-alike. The exit status is Locust's: 1 if a request failed or was refused.
+first --settle minutes, and, beside it, of a fit that also heeds how many requests were under way at each reading: a
+process that leaks grows in both, one that only holds more while there is more to do in the first alone. Latencies are
+those of the ledger, from a request's coming to its end. Beside them stands the CPU time that a request took, of the
+engines and of all around them: on a machine that becomes slower both become dearer alike. The exit status is Locust's:
+1 if a request failed or was refused.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ ASKED = {"model": "glimpse", "glimpse": {"include_steps": True}}
 TRYING = {"ramp": 20.0, "seconds": 100.0, "patience": 60.0}
 """How long each number of clients is let try: half a minute finds what a machine bears at its best."""
 
+MEMORY = "process", "MiB after settling", "at the end", "in 10 minutes", "at equal load", "KiB a request under way"
+
 Readings = list[tuple[float, dict[str, float]]]
 """Seconds since the beginning, and of each process, or each kind, what was read then."""
 
@@ -63,12 +67,15 @@ Readings = list[tuple[float, dict[str, float]]]
 @dataclass(frozen=True, slots=True)
 class Growth:
     """Memory of a process: MiB where the measuring begins and at its end, and how much it grew in ten
-    minutes, as a share of the former."""
+    minutes, as a share of the former; the same at equal numbers of requests under way, and the KiB that it holds for
+    one of these."""
 
     process: str
     first_mib: float
     last_mib: float
     per_10_min: float
+    at_equal_load: float
+    request_kib: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +90,24 @@ class Window:
     others_ms: float
 
 
-def growth(samples: Sequence[tuple[float, Mapping[str, float]]], settle_s: float) -> list[Growth]:
-    """samples: seconds since the beginning, and MiB by process."""
+def growth(
+    samples: Sequence[tuple[float, Mapping[str, float]]], settle_s: float, spans: Sequence[tuple[float, float]] = ()
+) -> list[Growth]:
+    """samples: seconds since the beginning, and MiB by process. spans: of each request the second it came in, since
+    the beginning, and how long it took."""
     late = [(at, held) for at, held in samples if at >= settle_s]
+    came, took = np.array(spans).reshape(-1, 2).T
     grown = []
     for process in sorted({name for _, held in late for name in held}):
-        at, mib = zip(*((at, held[process]) for at, held in late if process in held), strict=True)
+        at, mib = np.array([(at, held[process]) for at, held in late if process in held]).T
         if len(at) < 2:
             continue
-        slope, start = np.polyfit(np.array(at) - settle_s, np.array(mib), 1)
-        grown.append(Growth(process, mib[0], mib[-1], float(slope * 600.0 / start)))
+        slope, start = np.polyfit(at - settle_s, mib, 1)
+        under_way = [np.count_nonzero((came <= now) & (now < came + took)) for now in at]
+        known = np.column_stack([at - settle_s, under_way, np.ones(len(at))])
+        equal, each, _ = np.linalg.lstsq(known, mib, rcond=None)[0]
+        rise, at_equal_load = (float(one * 600.0 / start) for one in (slope, equal))
+        grown.append(Growth(process, float(mib[0]), float(mib[-1]), rise, at_equal_load, float(each * 1024)))
     return grown
 
 
@@ -230,7 +245,7 @@ def main() -> None:
             process.wait()
         time.sleep(3)  # what is still to be delivered to the ledger
         spans = latencies(office, since)
-    grown = growth(samples, options.settle * 60.0)
+    grown = growth(samples, options.settle * 60.0, spans)
     within = [span for span in spans if span[0] < timedelta(minutes=options.minutes).total_seconds()]
     parts = windows(within, options.minutes, used)
     print(told(grown, parts))
@@ -239,13 +254,20 @@ def main() -> None:
     if options.json:
         data: dict[str, Any] = {"rate": rate, "growth": [asdict(one) for one in grown]}
         data |= {"windows": [asdict(one) for one in parts], "samples": samples, "used": used}
+        data["spans"] = spans
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     if process.returncode:
         raise SystemExit(1)
 
 
 def told(grown: Sequence[Growth], parts: Sequence[Window]) -> str:
-    memories = [[one.process, f"{one.first_mib:.1f}", f"{one.last_mib:.1f}", f"{one.per_10_min:+.2%}"] for one in grown]
+    memories = [
+        [one.process]
+        + [f"{mib:.1f}" for mib in (one.first_mib, one.last_mib)]
+        + [f"{share:+.2%}" for share in (one.per_10_min, one.at_equal_load)]
+        + [f"{one.request_kib:+.0f}"]
+        for one in grown
+    ]
     times = [
         [f"{one.minute:g}", str(one.requests)]
         + [f"{seconds:.2f}" for seconds in (one.p50_s, one.p95_s)]
@@ -255,7 +277,7 @@ def told(grown: Sequence[Growth], parts: Sequence[Window]) -> str:
     middle = statistics.median(one.p95_s for one in parts) if parts else 0.0
     return "\n\n".join(
         [
-            table(("process", "MiB after settling", "MiB at the end", "in 10 minutes"), memories),
+            table(MEMORY, memories),
             table(("from minute", "requests", "p50 s", "p95 s", "engines, CPU ms a request", "all else"), times),
             f"p95 of {WINDOW_MIN} minutes at a time: median {middle:.2f} s",
         ]

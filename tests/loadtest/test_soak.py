@@ -10,6 +10,17 @@ def test_growth_is_the_slope_after_settling_in_shares_of_what_there_was() -> Non
     assert router.per_10_min == pytest.approx(10 / 105)
 
 
+def test_what_is_held_for_requests_under_way_is_not_a_leak() -> None:
+    spans = [(60.0 * n - 30.0, 60.0 * 100) for n in range(5, 15)] + [(60.0 * n - 30.0, 1.0) for n in range(15, 21)]
+    waits = {60.0 * n: min(n, 14) - 4 for n in range(5, 21)}
+    samples = [(at, {"router": 100.0 + 2 * n, "leak": 100.0 + at / 600 + 2 * n}) for at, n in waits.items()]
+    leak, router = growth(samples, 300.0, spans)
+    assert router.per_10_min > 0.1
+    assert router.at_equal_load == pytest.approx(0, abs=1e-9)
+    assert leak.at_equal_load == pytest.approx(0.01, rel=0.1)
+    assert (router.request_kib, leak.request_kib) == (pytest.approx(2048), pytest.approx(2048))
+
+
 def test_a_process_that_came_later_counts_from_then() -> None:
     samples = [(300.0, {"router": 100.0}), (310.0, {"router": 100.0, "proxy": 50.0}), (320.0, {"proxy": 50.0})]
     assert [one.process for one in growth(samples, settle_s=300.0)] == ["proxy", "router"]
