@@ -21,8 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -245,6 +244,8 @@ def start(plan: Plan, logs: Path) -> NoReturn:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StartError(f"{plan.profile}: {where}: {first['msg']}") from None
+    # Replicas leave the sockets of their engines behind when they are killed: here they go with the logs.
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", str(logs))
     ray.init(
         address="local",
         namespace="serve",
@@ -316,19 +317,17 @@ def listen_for_stop() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextmanager
-def bounded(seconds: float, status: int) -> Iterator[None]:
-    """Ends this process and all below it if the block takes longer."""
+ending = threading.Lock()
 
-    def give_up() -> None:
+
+def end(status: int, logs: Path) -> NoReturn:
+    """Ends this process and all below it. A second thread that comes here waits for that."""
+    with ending:
         lifeline.end_descendants()
+        if status == 0:
+            shutil.rmtree(logs, ignore_errors=True)
+        # Nothing is left that an exit handler could clean up, and Ray's wait for processes that are gone.
         os._exit(status)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    yield
-    timer.cancel()
 
 
 def main() -> NoReturn:
@@ -356,13 +355,13 @@ def main() -> NoReturn:
     finally:
         for signum in (STOP, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
-        with bounded(STOP_S, status):
+        out_of_time = threading.Timer(STOP_S, end, (status, logs))
+        out_of_time.daemon = True
+        out_of_time.start()
+        try:
             shut_down(quietly=not plan.verbose)
-        lifeline.end_descendants()
-        if status == 0:
-            shutil.rmtree(logs, ignore_errors=True)
-        # Nothing is left that an exit handler could clean up, and Ray's wait for processes that are gone.
-        os._exit(status)
+        finally:
+            end(status, logs)
 
 
 def complain(line: str, logs: Path) -> None:

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -132,6 +134,29 @@ def test_whatever_becomes_of_the_starter_nothing_stays_behind(how: str) -> None:
     assert ("killed by SIGKILL" in told) is (how != "asked")
     assert not psutil.pid_exists(orphan)
     assert not starter.is_running()
+
+
+LATE = """
+import subprocess
+from pathlib import Path
+from deployments import launcher
+def start(plan, logs):
+    for n in range(3000):
+        Path(logs, str(n)).touch()
+    raise launcher.Stop
+launcher.start = start
+launcher.shut_down = lambda quietly: subprocess.run(["sleep", "60"])
+launcher.STOP_S = 0.2
+launcher.main()
+"""
+
+
+def test_a_shutdown_that_takes_too_long_is_cut_short_and_leaves_no_logs() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        plan = json.dumps(asdict(launcher.Plan("p", {}, supervisor=os.getpid())))
+        ended = subprocess.run([sys.executable, "-c", LATE, plan], env=os.environ | {"TMPDIR": folder}, timeout=30)
+        assert ended.returncode == 0
+        assert os.listdir(folder) == []
 
 
 def test_importing_the_commands_costs_no_heavy_import() -> None:
