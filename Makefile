@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PROFILE ?= deployments/profiles/pocket.yaml
+PROFILE ?=
 PORT ?=
 ARGS ?=
 

@@ -44,8 +44,11 @@ def _options(
 @app.command()
 def run(
     profile: Annotated[
-        Path, typer.Argument(help="A Serve config file, or the name of a profile that comes along.")
-    ] = Path("pocket"),
+        Path | None,
+        typer.Argument(
+            help="A Serve config file, or the name of a profile that comes along.", show_default="the embedded pair"
+        ),
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the profile's http_options, else 8000.")
     ] = None,
@@ -58,8 +61,10 @@ def run(
     """Start the system on this machine and stay in the foreground; Ctrl-C stops everything it started."""
     parent = os.getppid()
     from deployments import launcher
+    from deployments.config import embedded_pair
     from deployments.progress import StartError
 
+    profile = profile or embedded_pair()
     if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
         profile = named
     try:

@@ -107,6 +107,12 @@ class PoolConfig(Settings):
         return self.max_ongoing_requests * int(most)
 
     @property
+    def gpus_at_least(self) -> float:
+        """Of all replicas, when there are as few as there may be while the pool works."""
+        fewest = self.autoscaling.get("min_replicas", 1) if self.autoscaling else self.replicas
+        return self.gpus_per_replica * max(1, int(fewest))
+
+    @property
     def path(self) -> str:
         """The folder if there is one, else the hub ID."""
         return path_of(self.model)
@@ -326,6 +332,11 @@ def is_cpu_build() -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def embedded_pair() -> Path:
+    """The profile that serves it with the vLLM that is installed."""
+    return ROOT / "deployments" / "profiles" / ("pocket.yaml" if is_cpu_build() else "pocket-gpu.yaml")
 
 
 def _digest(file: Path, seen: Any, edge: int = 1 << 20) -> None:

@@ -79,12 +79,14 @@ HOPS_STORE_BYTES = 256 << 20  # hops are kilobytes, and a container's /dev/shm i
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be started. `config` is the profile's text as data, with host and port filled in."""
+    """What is to be started. `config` is the profile's text as data, with host and port filled in; gpus: that it cannot
+    do without."""
 
     profile: str
     config: dict[str, Any]
     verbose: bool = False
     notice: str | None = None
+    gpus: float = 0.0
     supervisor: int = 0
     started: float = field(default_factory=time.time)
 
@@ -118,7 +120,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
     applications = config.get("applications") if isinstance(config, dict) else None
     if not isinstance(applications, list) or not applications:
         raise StartError(f"{profile}: not a Serve config file: it needs a list `applications`")
-    access = []
+    access, gpus = [], 0.0
     for application in applications:
         if not isinstance(application, dict) or not isinstance(application.get("import_path"), str):
             raise StartError(f"{profile}: every application needs an `import_path`")
@@ -128,6 +130,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
                 assert settings.small.path
                 assert settings.large.path
                 access.append(settings.access)
+                gpus += settings.small.gpus_at_least + settings.large.gpus_at_least
             except ConfigError as error:
                 raise StartError(f"{profile}: {error}") from None
             check_tuning(profile, application)
@@ -136,7 +139,7 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
     http |= {"host": host} if host is not None else {}
     http |= {"port": port} if port is not None else {}
     config |= {"http_options": http}
-    return Plan(profile=str(profile), config=config, verbose=verbose, notice=_exposure(access, config))
+    return Plan(profile=str(profile), config=config, verbose=verbose, notice=_exposure(access, config), gpus=gpus)
 
 
 def _exposure(access: list[AccessConfig], config: dict[str, Any]) -> str | None:
@@ -258,9 +261,14 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     ours = tuple(child.pid for child in psutil.Process().children())
     listen_for_stop()  # Ray installs a handler of its own
     node = ray.nodes()[0]  # type: ignore[no-untyped-call]
-    have = ", ".join(f"{node['Resources'].get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    cpus, gpus = (node["Resources"].get(kind, 0) for kind in ("CPU", "GPU"))
     address = ray.get_runtime_context().gcs_address
-    console.say(f"Ray is up at {address} ({have}); logs in {logs}/session_latest/logs")
+    console.say(f"Ray is up at {address} ({cpus:g} CPUs, {gpus:g} GPUs); logs in {logs}/session_latest/logs")
+    if plan.gpus > gpus:
+        raise StartError(
+            f"{plan.profile} needs {plan.gpus:g} GPUs, of which this machine has {gpus:g};"
+            " replicas share one where their pools say how much of it they take (`gpus: 0.5`)"
+        )
     client = serve_start(
         http_options=config.http_options.model_dump(),
         grpc_options=config.grpc_options.model_dump(),

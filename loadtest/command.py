@@ -20,9 +20,10 @@ from typing import IO, Any
 import yaml
 
 from deployments.attaching import attach
+from deployments.config import embedded_pair
 from deployments.progress import StartError
 
-PROFILE = Path(__file__).parent.parent / "deployments" / "profiles" / "pocket.yaml"
+PROFILE = embedded_pair()
 STOP_S = 60.0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deployments import config
+from deployments import config, launcher
 from deployments.config import AppConfig, ConfigError
 
 EDGE = 1 << 20
@@ -90,6 +90,31 @@ def test_home_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_what_is_no_folder_is_a_hub_id() -> None:
     pools = {name: {"model": "Qwen/Qwen3-4B"} for name in ("small", "large")}
     assert AppConfig.read(pools).small.path == "Qwen/Qwen3-4B"
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "pool", "gpus"),
+    [
+        (True, {}, 0.0),
+        (False, {}, 1.0),
+        (False, {"tensor_parallel": 4, "replicas": 2}, 8.0),
+        (False, {"gpus": 0.5, "replicas": 3}, 1.5),
+        (False, {"autoscaling": {"min_replicas": 2, "max_replicas": 8}}, 2.0),
+        (False, {"autoscaling": {"min_replicas": 0, "max_replicas": 8}}, 1.0),
+        (False, {"autoscaling": {"max_replicas": 8}}, 1.0),
+    ],
+)
+def test_gpus_that_a_pool_cannot_do_without(
+    monkeypatch: pytest.MonkeyPatch, pair: dict[str, Any], on_cpu: bool, pool: dict[str, Any], gpus: float
+) -> None:
+    monkeypatch.setattr(config, "is_cpu_build", lambda: on_cpu)
+    assert read(pair, large=pair["large"] | pool).large.gpus_at_least == gpus
+
+
+@pytest.mark.parametrize(("on_cpu", "gpus"), [(True, 0.0), (False, 1.0)])
+def test_the_embedded_pair_asks_for_one_gpu_at_most(monkeypatch: pytest.MonkeyPatch, on_cpu: bool, gpus: float) -> None:
+    monkeypatch.setattr(config, "is_cpu_build", lambda: on_cpu)
+    assert launcher.read_plan(config.embedded_pair()).gpus == gpus
 
 
 @pytest.mark.parametrize("name", ["small", "large"])

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 import ray
+import yaml
 from asking import ask, problems, said
-from system import System, back, start
+from system import ROOT, System, back, start
+
+from loadtest.command import free_port
 
 pytestmark = pytest.mark.last
 
@@ -61,6 +67,22 @@ def test_nothing_outlives_a_starter_that_is_asked_to_stop() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         leaves_nothing(start(TMPDIR=folder), signal.SIGINT)
         assert [left for left in os.listdir(folder) if not left.startswith("torchinductor_")] == []  # torch's cache
+
+
+def test_a_machine_with_too_few_gpus_is_told_at_once(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "deployments/profiles/pocket.yaml").read_text())
+    config["applications"][0]["args"]["large"]["gpus"] = 99
+    profile = tmp_path / "wide.yaml"
+    profile.write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "run", str(profile), "--port", str(free_port())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"glimprouter: {profile} needs 99 GPUs, of which this machine has ")
 
 
 def leaves_nothing(running: System, sent: signal.Signals) -> None:
