@@ -363,9 +363,7 @@ def main() -> NoReturn:
     finally:
         for signum in (STOP, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
-        out_of_time = threading.Timer(STOP_S, end, (status, logs))
-        out_of_time.daemon = True
-        out_of_time.start()
+        threading.Timer(STOP_S, end, (status, logs)).start()
         try:
             shut_down(quietly=not plan.verbose)
         finally:

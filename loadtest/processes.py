@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 
@@ -39,10 +38,11 @@ class CpuTime:
         for process in [me, *me.children(recursive=True)]:
             try:
                 with process.oneshot():
-                    name, times = kind(" ".join(process.cmdline()), own=process.pid == os.getpid()), process.cpu_times()
-                    seconds[process.pid], kinds[process.pid] = times.user + times.system, name
+                    command, times = " ".join(process.cmdline()), process.cpu_times()
             except psutil.NoSuchProcess:
                 continue
+            kinds[process.pid] = kind(command, own=process.pid == me.pid)
+            seconds[process.pid] = times.user + times.system
         return cls(seconds, kinds)
 
     def since(self, earlier: CpuTime) -> dict[str, float]:
