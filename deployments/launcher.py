@@ -264,7 +264,7 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     cpus, gpus = (node["Resources"].get(kind, 0) for kind in ("CPU", "GPU"))
     address = ray.get_runtime_context().gcs_address
     console.say(f"Ray is up at {address} ({cpus:g} CPUs, {gpus:g} GPUs); logs in {logs}/session_latest/logs")
-    if plan.gpus > gpus:
+    if round(plan.gpus, 4) > gpus:  # Ray counts ten-thousandths
         raise StartError(
             f"{plan.profile} needs {plan.gpus:g} GPUs, of which this machine has {gpus:g};"
             " replicas share one where their pools say how much of it they take (`gpus: 0.5`)"

@@ -1,4 +1,4 @@
-"""What is left when something is killed: nothing. These tests kill, so they run after the others."""
+"""What is left when something is killed, or cannot start: nothing. These tests kill, so they run after the others."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 import ray
-import yaml
 from asking import ask, problems, said
-from system import ROOT, System, back, start
+from system import System, back, start
 
-from loadtest.command import free_port
+from loadtest.command import PROFILE, free_port, variant
 
 pytestmark = pytest.mark.last
 
@@ -69,18 +67,10 @@ def test_nothing_outlives_a_starter_that_is_asked_to_stop() -> None:
         assert [left for left in os.listdir(folder) if not left.startswith("torchinductor_")] == []  # torch's cache
 
 
-def test_a_machine_with_too_few_gpus_is_told_at_once(tmp_path: Path) -> None:
-    config = yaml.safe_load((ROOT / "deployments/profiles/pocket.yaml").read_text())
-    config["applications"][0]["args"]["large"]["gpus"] = 99
-    profile = tmp_path / "wide.yaml"
-    profile.write_text(yaml.safe_dump(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "run", str(profile), "--port", str(free_port())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_a_machine_with_too_few_gpus_is_told_at_once() -> None:
+    with variant(PROFILE, lambda args: args["large"].update(gpus=99)) as profile:
+        command = [sys.executable, "-m", "deployments.cli", "run", str(profile), "--port", str(free_port())]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith(f"glimprouter: {profile} needs 99 GPUs, of which this machine has ")
 
