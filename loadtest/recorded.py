@@ -10,6 +10,11 @@ every system that asks gets the same steps. A step is as long as the recorded on
 its first token is one of eight that are equally likely (2.08 nats), else it is certain. The first word of a question
 says which of the recorded requests is replayed; the rest only takes room, and is different in each.
 
+--around makes requests as long as reasoning is: each goes on with the next recorded one, round and round, and ends
+where it is cut (`loadtest.versus --max-tokens`). --paced leaves out what a GPU is needed for: engines of a CPU compute
+nothing and wait as long as one H200 takes for such models (loadtest/paced_worker.py), so that all around the forward
+passes can be measured without one.
+
 The recording (loadtest/recordings/gsm8k.jsonl): sixteen word problems, answered by Qwen2.5-Coder-0.5B and 1.5B under
 `local-pair.yaml`, 4,857 tokens in 109 steps, 23 of them by the large model. The last step of each ends in a number, by
 which one sees that a reply came whole.
@@ -51,6 +56,11 @@ QWEN3 = {
     "torch_dtype": "bfloat16",
 }
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+PACE = ("PACED_ITERATION_MS", "PACED_TOKEN_MS", "PACED_CONTEXT_MS")
+PACES = {"qwen3-4b": (3.8, 0.017, 0.000037), "qwen3-32b": (19.2, 0.11, 0.000066)}
+"""Milliseconds of an iteration, and more for each token read or written and for each that these look back on. The first
+two on one H200, each model by itself (docs/benchmarks.md, On a GPU), the last by the bytes of its keys and values (147
+and 262 KB) and what of the memory's bandwidth one gets (4 TB/s)."""
 SHAPES = {
     "tiny": (256, 512, 2, 4, 2),
     "qwen3-4b": (2560, 9728, 36, 32, 8),
@@ -58,6 +68,18 @@ SHAPES = {
     "qwen3-14b": (5120, 17408, 40, 40, 8),
     "qwen3-32b": (5120, 25600, 64, 64, 8),
 }
+REPLAYED = {"load_format": FORMAT, "worker_cls": "loadtest.recorded_worker.Worker"}
+PACED = {
+    "load_format": "dummy",
+    "worker_cls": "loadtest.paced_worker.Worker",
+    "enforce_eager": True,
+    "block_size": 32,
+    # As on GPUs, where vLLM has it so by itself: the worker in the engine's own process (see pocket.yaml), and long
+    # prompts read in pieces.
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+    "enable_chunked_prefill": True,
+}
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -138,19 +160,27 @@ def read(path: Path) -> list[tuple[Step, ...]]:
     return requests
 
 
-def chained(requests: Sequence[Sequence[Step]], words: Words) -> Chain:
-    """Every request's tokens, one after the other."""
+def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = False) -> Chain:
+    """Every request's tokens, one after the other. around: each request goes on with the next one, the last with the
+    first, and none has an answer."""
     starts: list[str] = []
+    edges: list[tuple[int, int]] = []
     successors: dict[int, tuple[int, ...]] = dict.fromkeys(words.digits, (words.end,))
     try:
         for n, steps in enumerate(requests):
-            last, start = next(words.starts)
+            first, start = next(words.starts)
             starts.append(start)
-            endings = [[next(words.breaks)] for _ in steps[1:]] + [[next(words.marks), words.digits[n % 10], words.end]]
+            endings = [[next(words.breaks)] for _ in steps[1:]]
+            endings.append([next(words.breaks)] if around else [next(words.marks), words.digits[n % 10], words.end])
+            last = first
             for step, ending in zip(steps, endings, strict=True):
                 last = _write(last, step, ending, words, successors)
+            edges.append((first, last))
     except StopIteration:
         raise MeasuringError("the tokenizer has too few tokens for a recording as long as this") from None
+    if around:
+        for (_, last), (first, _) in pairwise([*edges, edges[0]]):
+            successors[last] = successors[first]
     return Chain(tuple(starts), tuple(n % 10 for n in range(len(requests))), successors)
 
 
@@ -187,12 +217,7 @@ def model(folder: Path, tokenizer: Any, shape: str, chain: Chain) -> None:
 def profile(options: argparse.Namespace) -> dict[str, Any]:
     """Both models on one GPU, or on the CPU."""
     pools = {}
-    for name, share, cache in (("small", 0.2, 12), ("large", 0.75, 20)):
-        engine: dict[str, Any] = {
-            "load_format": FORMAT,
-            "worker_cls": "loadtest.recorded_worker.Worker",
-            "max_num_seqs": 64,
-        }
+    for name, shape, share, cache in (("small", options.small, 0.2, 12), ("large", options.large, 0.75, 20)):
         pool: dict[str, Any] = {
             "model": str((options.folder / name).resolve()),
             "dtype": "bfloat16",
@@ -200,24 +225,29 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
             "cpus": 0.5,
             "max_ongoing_requests": 64,
             "sampling": {"temperature": 0.0},
-            "engine": engine,
         }
-        if options.cpu:
-            engine |= {"enforce_eager": True, "block_size": 32}
-            pool["env"] = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        engine: dict[str, Any] = {"max_num_seqs": 64}
+        if options.paced:
+            pool["engine"] = engine | PACED
+            pool["env"] = ON_CPU | dict(zip(PACE, map("{:f}".format, PACES[shape]), strict=True))
+        elif options.cpu:
+            pool["engine"] = engine | REPLAYED | {"enforce_eager": True, "block_size": 32}
+            pool["env"] = ON_CPU
         else:
-            engine |= {
+            pool["gpus"] = share
+            pool["engine"] = {
+                **engine,
+                **REPLAYED,
                 "kv_cache_memory_bytes": cache << 30,
                 "gpu_memory_utilization": share,
                 # Whole iterations as CUDA graphs, of vLLM's own kernels: compiled ones would take minutes to start.
                 "compilation_config": {"mode": 0, "cudagraph_mode": "FULL"},
             }
-            pool["gpus"] = share
         pools[name] = pool
     args = {
         **pools,
         "routing": {"threshold": 1.0},
-        "limits": {"max_tokens": 2048},
+        "limits": {"max_tokens": 16384, "max_steps": 1024, "deadline_s": 3600.0},
         "router": {"cpus": 0.5},
     }
     return {
@@ -241,15 +271,20 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--cpu", action="store_true", help="a profile for CPUs; with `--small tiny --large tiny`, a trial"
     )
-    return made.parse_args(arguments)
+    made.add_argument("--around", action="store_true", help="replies that end where they are cut")
+    made.add_argument("--paced", action="store_true", help=f"waiting in the place of computing; of {', '.join(PACES)}")
+    options = made.parse_args(arguments)
+    if options.paced and not {options.small, options.large} <= PACES.keys():
+        made.error(f"--paced: how long is known of {', '.join(PACES)}")
+    return options
 
 
 def main() -> None:
     options = read_options()
     tokenizer = tokenizer_of(options.tokenizer)
-    chain = chained(read(options.recording), Words.of(tokenizer))
+    chain = chained(read(options.recording), Words.of(tokenizer), around=options.around)
     for name, shape in (("small", options.small), ("large", options.large)):
-        model(options.folder / name, tokenizer, shape, chain)
+        model(options.folder / name, tokenizer, "tiny" if options.paced else shape, chain)
     asked = questions(chain, options.questions, options.prompt_tokens)
     (options.folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
     (options.folder / "profile.yaml").write_text(yaml.safe_dump(profile(options), sort_keys=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -40,6 +40,15 @@ class Ask:
     stream: bool
     prompts: Callable[[Model, Question], str]
     thinks: bool
+
+    def cut(self, tokens: int) -> Ask:
+        """The same, for replies of so many tokens at most; of the paper's client's for thinking and answer each."""
+        limits = replace(
+            self.limits,
+            thinking_tokens=min(tokens, self.limits.thinking_tokens),
+            answer_tokens=min(tokens, self.limits.answer_tokens),
+        )
+        return replace(self, limits=limits, max_tokens=min(tokens, self.max_tokens))
 
 
 class System:

@@ -10,9 +10,9 @@ engines draft as the profile's do. With --stock they have vLLM's own engine sett
 somebody has who follows the paper and sets nothing. A profile that shares the cores out between two engines
 leaves a large model by itself some of them idle; --alone-threads gives it more.
 
-In every round each is started, at every number of clients warmed with problems of its own and measured, and ended
-before the next is started: a machine that is faster now than in ten minutes is so for all of them. Every client sends
-its next problem when it has the answer to the last.
+In every round each is started, at every number of clients warmed with problems of its own (whose replies are cut at
+512 tokens) and measured, and ended before the next is started: a machine that is faster now than in ten minutes is so
+for all of them. Every client sends its next problem when it has the answer to the last.
 
 Latencies are to the last byte, over all problems of a round. The time to first token is to the first text of the
 reply; the paper's client has none before its first step is back. CPU seconds are those of every process of the
@@ -53,6 +53,9 @@ from router.answers import extract
 from router.budget import Budget
 from router.request import MODELS, Model
 from router.vocabulary import Vocabulary
+
+WARMING_TOKENS = 512
+"""Replies that only warm a system are cut there."""
 
 SYSTEMS: dict[str, type[System]] = {"paper": Paper, "large_alone": LargeAlone, "ours": Ours}
 
@@ -233,11 +236,11 @@ async def measured(
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as http:
-        solver = SYSTEMS[system](http, urls, ask)
+        solver, warmer = (SYSTEMS[system](http, urls, one) for one in (ask, ask.cut(WARMING_TOKENS)))
         for clients, measurements in problems(options).items():
             label = f"{system}, {clients} clients, round {turn + 1}"
             warming = generated(options.seed + 1000, clients)
-            await measure(solver.solve, warming, clients, f"{label}, warming", count_cpu=False)
+            await measure(warmer.solve, warming, clients, f"{label}, warming", count_cpu=False)
             # A server that was there before is not below this process.
             count_cpu = system != "ours" or options.url is None
             for questions in measurements[turn * options.repeats :][: options.repeats]:

@@ -30,11 +30,11 @@ def words(inner: int = 1000) -> Words:
     )
 
 
-def replayed(chain: Chain, start: int) -> list[Step]:
-    """The steps that are written after a start, the first of several successors each time."""
+def replayed(chain: Chain, start: int, most: int = 100) -> list[Step]:
+    """The steps that are written after a start, the first of several successors each time; so many at most."""
     steps: list[Step] = []
     last, tokens, hard = start, 0, len(chain.successors[start]) > 1
-    while last != END:
+    while last != END and len(steps) < most:
         last = chain.successors[last][0]
         tokens += 1
         if last in BREAKS or last == END:
@@ -48,6 +48,14 @@ def test_a_chain_has_the_recorded_steps() -> None:
     starts = [int(start.removeprefix("start")) for start in chain.starts]
     assert [replayed(chain, start) for start in starts] == [list(steps) for steps in REQUESTS]
     assert {len(after) for after in chain.successors.values()} == {1, UNSURE}
+
+
+def test_requests_that_go_around_go_on_with_one_another_and_never_end() -> None:
+    chain = chained(REQUESTS, words(), around=True)
+    for n, start in enumerate(chain.starts):
+        in_turn = [step for n in (n, n + 1, n + 2, n) for step in REQUESTS[n % 3]]
+        assert replayed(chain, int(start.removeprefix("start")), len(in_turn)) == in_turn
+    assert END not in {token for token, after in chain.successors.items() if token not in DIGITS for token in after}
 
 
 def test_whichever_first_token_is_drawn_the_step_goes_on_in_the_same_way() -> None:

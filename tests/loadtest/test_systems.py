@@ -29,3 +29,9 @@ async def test_a_refusal_is_one_line(url: str, one_answer: OneAnswer) -> None:
     async with aiohttp.ClientSession() as http:
         with pytest.raises(MeasuringError, match=r"answered 429: .*busy"):
             await Ours(http, {"small": url, "large": url}, ASK).solve(QUESTIONS[0])
+
+
+def test_replies_are_cut_where_asked_and_never_later_than_they_were() -> None:
+    short = ASK.cut(50)
+    assert (short.max_tokens, short.limits) == (50, Limits(1.0, 64, 50, 20))
+    assert ASK.cut(1000) == ASK
