@@ -2,8 +2,8 @@
 (loadtest/recorded.py). As an engine's `worker_cls`: `loadtest.paced_worker.Worker`.
 
 All around the forward pass stays vLLM's own: its server, its tokenizer, its scheduler, its KV cache's bookkeeping. The
-pool's `env` says what an iteration takes: PACED_ITERATION_MS, and more for each token read or written
-(PACED_TOKEN_MS) and for each token that these look back on (PACED_CONTEXT_MS).
+pool's `env` says what an iteration takes: ITERATION_MS, and more for each token read or written (ITERATION_TOKEN_MS)
+and for each that these look back on (ITERATION_CONTEXT_MS).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ QWEN3 = {
     "torch_dtype": "bfloat16",
 }
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-PACE = ("PACED_ITERATION_MS", "PACED_TOKEN_MS", "PACED_CONTEXT_MS")
+PACE = ("ITERATION_MS", "ITERATION_TOKEN_MS", "ITERATION_CONTEXT_MS")
 PACES = {"qwen3-4b": (3.8, 0.017, 0.000037), "qwen3-32b": (19.2, 0.11, 0.000066)}
 """Milliseconds of an iteration, and more for each token read or written and for each that these look back on. The first
 two on one H200, each model by itself (docs/benchmarks.md, On a GPU), the last by the bytes of its keys and values (147
@@ -79,7 +79,7 @@ PACED = {
     "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     "enable_chunked_prefill": True,
 }
-ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "4", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -229,7 +229,8 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
         engine: dict[str, Any] = {"max_num_seqs": 64}
         if options.paced:
             pool["engine"] = engine | PACED
-            pool["env"] = ON_CPU | dict(zip(PACE, map("{:f}".format, PACES[shape]), strict=True))
+            pace = dict(zip(PACE, map("{:f}".format, PACES[shape]), strict=True))
+            pool["env"] = ON_CPU | {"VLLM_CPU_KVCACHE_SPACE": "4"} | pace
         elif options.cpu:
             pool["engine"] = engine | REPLAYED | {"enforce_eager": True, "block_size": 32}
             pool["env"] = ON_CPU
@@ -268,11 +269,12 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--large", choices=SHAPES, default="qwen3-32b", help="(default: %(default)s)")
     made.add_argument("--questions", type=at_least_one, default=1024, metavar="N", help="(default: %(default)s)")
     made.add_argument("--prompt-tokens", type=at_least_one, default=512, metavar="N", help="(default: %(default)s)")
-    made.add_argument(
+    made.add_argument("--around", action="store_true", help="replies that end where they are cut")
+    where = made.add_mutually_exclusive_group()
+    where.add_argument(
         "--cpu", action="store_true", help="a profile for CPUs; with `--small tiny --large tiny`, a trial"
     )
-    made.add_argument("--around", action="store_true", help="replies that end where they are cut")
-    made.add_argument("--paced", action="store_true", help=f"waiting in the place of computing; of {', '.join(PACES)}")
+    where.add_argument("--paced", action="store_true", help=f"waiting in the place of computing; of {', '.join(PACES)}")
     options = made.parse_args(arguments)
     if options.paced and not {options.small, options.large} <= PACES.keys():
         made.error(f"--paced: how long is known of {', '.join(PACES)}")

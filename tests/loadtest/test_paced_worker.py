@@ -104,8 +104,6 @@ def test_an_iteration_takes_its_time_from_when_the_one_before_is_over() -> None:
     pace = Pace(iteration_s=0.01, token_s=0.0006, context_s=0.00001)
     assert pace.over(5.0, 10, 400, follows=False) == pytest.approx(5.02)
     assert pace.over(5.024, 10, 400, follows=True) == pytest.approx(5.04), "planned while the one before was computed"
-    assert pace.over(5.08, 10, 400, follows=True) == pytest.approx(5.08), (
-        "planned too late: nothing is gained by waiting"
-    )
+    assert pace.over(5.08, 10, 400, follows=True) == pytest.approx(5.08), "planned too late: no more to wait for"
     assert pace.over(5.09, 10, 400, follows=True) == pytest.approx(5.1), "and nothing is made up for"
     assert pace.over(6.0, 10, 400, follows=False) == pytest.approx(6.02), "with nothing to do in between"

@@ -10,7 +10,19 @@ import torch
 
 from deployments.glimpses import entropies
 from loadtest.command import MeasuringError
-from loadtest.recorded import RECORDING, UNSURE, Chain, Step, Words, chained, questions, read
+from loadtest.recorded import (
+    PACE,
+    RECORDING,
+    UNSURE,
+    Chain,
+    Step,
+    Words,
+    chained,
+    profile,
+    questions,
+    read,
+    read_options,
+)
 from loadtest.recorded_worker import chain as write_chain
 
 REQUESTS = [(Step(6, False), Step(9, True), Step(5, False)), (Step(4, True),), (Step(7, False), Step(4, True))]
@@ -110,3 +122,18 @@ def test_a_model_writes_the_chain_and_is_unsure_where_a_step_is_hard() -> None:
     ):
         assert best in chain.successors[token]
         assert entropy == pytest.approx(math.log(len(chain.successors[token])), abs=0.2)
+
+
+def test_engines_that_wait_have_a_pace_and_those_that_compute_have_none(tmp_path: Path) -> None:
+    for options, paced in ((["--paced"], True), (["--cpu"], False), ([], False)):
+        made = profile(read_options([str(tmp_path), "--tokenizer", "t", *options]))
+        for name in ("small", "large"):
+            pool = made["applications"][0]["args"][name]
+            assert ({*PACE} <= pool.get("env", {}).keys()) is paced
+            assert ("gpus" in pool) is (options == [])
+
+
+@pytest.mark.parametrize("options", [["--paced", "--cpu"], ["--paced", "--small", "tiny"]])
+def test_a_pace_that_nobody_measured_is_refused(tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options([str(tmp_path), "--tokenizer", "t", *options])
