@@ -55,6 +55,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
             warm_up_tokens=config.limits.warm_up_tokens,
             target=config.routing.target,
             drafting=frozenset(model for model in MODELS if pools[model].draft is not None),
+            token_threshold=config.routing.token_threshold,
         ),
     )
     engines = {model: _pool(engine, model, pools[model], pair, config.routing.think_tags) for model in MODELS}

@@ -36,16 +36,17 @@ def body(
     *,
     model: str = "glimpse",
     threshold: float | None = None,
+    token_threshold: float | None = None,
     max_tokens: int | None = None,
     temperature: float | None = None,
 ) -> dict[str, Any]:
     """The request's body; what is None is left to the server."""
     limits = {"max_tokens": max_tokens, "temperature": temperature}
-    glimpse: dict[str, Any] = {"include_steps": True} | ({} if threshold is None else {"threshold": threshold})
+    gates = {"threshold": threshold, "token_threshold": token_threshold}
     return {
         "model": model,
         "messages": [{"role": "user", "content": question}],
-        "glimpse": glimpse,
+        "glimpse": {"include_steps": True} | {name: gate for name, gate in gates.items() if gate is not None},
         **{name: value for name, value in limits.items() if value is not None},
     }
 
@@ -181,6 +182,8 @@ def cost(end: Json, usage: Json, seconds: float, first: float | None) -> str:
             parts.append(f"{end[name]} {name}" if end[name] != 1 else f"1 {name[:-1]}")
     if end.get("threshold") is not None:
         parts.append(f"threshold {end['threshold']:g}")
+    if "token_threshold" in end:
+        parts.append(f"token threshold {end['token_threshold']:g}")
     if first is not None:
         parts.append(f"first word after {first:.2f} s")
     return " · ".join([*parts, f"{seconds:.2f} s"])

@@ -108,6 +108,10 @@ def ask(
             min=0, help="Entropy in nats above which a step is the large model's (0 to 3). Default: the server's."
         ),
     ] = None,
+    token_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, help="The same for every token, which is then the large model's by itself."),
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Limit on reasoning and answer together.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy. Default: the model's own.")] = None,
     key: Annotated[str | None, typer.Option(help="API key.", envvar="GLIMPROUTER_API_KEY")] = None,
@@ -118,7 +122,14 @@ def ask(
 
     if question == "-":
         question = typer.get_text_stream("stdin").read()
-    body = asking.body(question, model=model, threshold=threshold, max_tokens=max_tokens, temperature=temperature)
+    body = asking.body(
+        question,
+        model=model,
+        threshold=threshold,
+        token_threshold=token_threshold,
+        max_tokens=max_tokens,
+        temperature=temperature,
+    )
     try:
         if as_json:
             typer.echo(asking.whole(url, body, key))

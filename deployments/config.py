@@ -141,6 +141,9 @@ class RoutingConfig(Settings):
     threshold: float = Field(
         default=1.0, ge=0, description="nats; a step's first token above it goes to the large model"
     )
+    token_threshold: float | None = Field(
+        default=None, ge=0, description="nats; every other token above it goes to the large model, by itself"
+    )
     answer_by: Literal["large", "small"] = "large"
     think_tags: tuple[str, str] | None = ("<think>", "</think>")
     max_large_share: float = Field(default=1.0, ge=0, le=1)

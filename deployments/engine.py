@@ -207,6 +207,7 @@ class Engine:
         end = End(
             ending=run.ending,
             glimpse=run.glimpse,
+            open_ms=run.open_ms,
             discarded_tokens=generated - len(run.written),
             engine_ms=(time.perf_counter() - began) * 1000.0,
             replica=self._replica,
@@ -234,7 +235,8 @@ class Engine:
     def _params(self, hop: Hop, run: Run) -> SamplingParams:
         asked = {name: getattr(hop.sampling, name) for name in SAMPLING_FIELDS}
         drawn = {"temperature": 1.0} | self._defaults | {k: v for k, v in asked.items() if v is not None}
-        glimpses = not run.answering and (hop.gate is not None or hop.glimpses)
+        gated = hop.gate is not None or hop.token_gate is not None
+        glimpses = not run.answering and (gated or hop.glimpses)
         return SamplingParams(
             **drawn,
             seed=hop.sampling.seed,

@@ -24,7 +24,8 @@ BUSY = (429, 503)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of the reasoning, as the server tells of it. `entropy` in nats, `duration_ms` in the engine."""
+    """A step of the reasoning, as the server tells of it. `entropy` in nats, `duration_ms` in the engine;
+    `large_tokens` only where both models wrote it."""
 
     index: int
     model: str
@@ -34,6 +35,12 @@ class Step:
     text: str
     prefix_tokens: int = 0
     cached_tokens: int = 0
+    large_tokens: int | None = None
+
+    @property
+    def by_large(self) -> int:
+        """Tokens of it by the large model."""
+        return (self.tokens if self.model == "large" else 0) if self.large_tokens is None else self.large_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.command import MeasuringError, run
+from router.glimpse import MAX_ENTROPY
 
-COLOURS = {"small": "tab:green", "large": "tab:red", "routed": "tab:blue", "random": "tab:gray", "oracle": "tab:purple"}
+COLOURS = {
+    "small": "tab:green",
+    "large": "tab:red",
+    "routed": "tab:blue",
+    "by token": "tab:orange",
+    "random": "tab:gray",
+    "oracle": "tab:purple",
+}
 COSTS = {"mean_latency_s": (1.0, "seconds a request"), "large_token_share": (100.0, "% of the tokens by large")}
 
 
@@ -33,7 +41,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         alone = [one for one in rows if one["mode"] in ("small", "large")]
         axis.plot([scale * one[cost] for one in alone], [100 * one["accuracy"] for one in alone], ":", color="black")
         for mode, colour in COLOURS.items():
-            runs = sorted((one for one in rows if one["mode"] == mode), key=lambda one: one["large_token_share"])
+            runs = sorted((one for one in rows if series(one) == mode), key=lambda one: one["large_token_share"])
             if not runs:
                 continue
             at, right = [scale * one[cost] for one in runs], [100 * one["accuracy"] for one in runs]
@@ -41,15 +49,22 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             below = [value - 100 * low for value, low in zip(right, lows, strict=True)]
             above = [100 * high - value for value, high in zip(right, highs, strict=True)]
             axis.errorbar(at, right, yerr=(below, above), fmt="o-", capsize=3, color=colour, label=mode)
-            if mode == "routed":
+            if mode in ("routed", "by token"):
                 for x, y, one in zip(at, right, runs, strict=True):
-                    axis.annotate(f"{one['threshold']:g}", (x, y), textcoords="offset points", xytext=(6, 6))
+                    gate = one["threshold"] if mode == "routed" else one["token_threshold"]
+                    axis.annotate(f"{gate:g}", (x, y), textcoords="offset points", xytext=(6, 6))
         # A little to the left of nothing: else the axis cuts the small model's own point in two.
         axis.set_xlim(left=-0.03 * axis.get_xlim()[1])
         axis.set_xlabel(label)
     axes[0].set_ylabel("% right")
     axes[1].legend()
     figure.savefig(path, dpi=120)
+
+
+def series(row: Mapping[str, Any]) -> str:
+    """The name of what a row is a point of."""
+    token = row.get("token_threshold")
+    return "by token" if row["mode"] == "routed" and token is not None and token < MAX_ENTROPY else str(row["mode"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

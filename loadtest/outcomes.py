@@ -13,10 +13,12 @@ from router.answers import Answer
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to answer. `threshold`: routed: the gate in nats; random: the routed run whose share it matches."""
+    """A way to answer. `threshold`, `token_threshold`: routed: the gates in nats; random: those of the routed run whose
+    share it matches."""
 
     mode: str
     threshold: float | None = None
+    token_threshold: float | None = None
     random_share: float | None = None
 
     @property
@@ -28,13 +30,20 @@ class Way:
         return self.mode in ("routed", "random")
 
     @property
+    def gates(self) -> tuple[float | None, float | None]:
+        return self.threshold, self.token_threshold
+
+    @property
     def label(self) -> str:
-        return self.mode if self.threshold is None else f"{self.mode} at {self.threshold:g}"
+        tokens = "" if self.token_threshold is None else f", tokens at {self.token_threshold:g}"
+        return self.mode if self.threshold is None else f"{self.mode} at {self.threshold:g}{tokens}"
 
     def fields(self, seed: int) -> dict[str, object]:
         if self.alone:
             return {"model": self.mode}
         told = {"threshold": self.threshold} if self.random_share is None else {"random_share": self.random_share}
+        if self.random_share is None and self.token_threshold is not None:
+            told["token_threshold"] = self.token_threshold
         return {"model": "glimpse", "glimpse": {"include_steps": True, **told}, "seed": seed}
 
 
@@ -77,6 +86,7 @@ class Outcome:
         return {
             "mode": way.mode,
             "threshold": way.threshold if way.mode == "routed" else None,
+            "token_threshold": way.token_threshold if way.mode == "routed" else None,
             "problems": len(self.replies),
             "accuracy": accuracy.value,
             "accuracy_interval": [accuracy.low, accuracy.high],
@@ -120,5 +130,5 @@ def pairings(outcomes: Sequence[Outcome]) -> list[Pairing]:
         for routed in outcomes
         if routed.way.mode == "routed"
         for other in outcomes
-        if not other.way.by_step or (other.way.mode == "random" and other.way.threshold == routed.way.threshold)
+        if not other.way.by_step or (other.way.mode == "random" and other.way.gates == routed.way.gates)
     ]

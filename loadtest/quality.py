@@ -22,9 +22,9 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,8 @@ class Bench:
         target = routed.large_token_share + SHARE_ABOVE / 4
         thinking = sum(reply.reasoning_tokens for reply in routed.replies) / max(1, routed.tokens)
         # Who writes the answer is not left to chance: its share counts whatever the dice say.
-        answers = routed.large_token_share - sum(
-            step.tokens for reply in routed.replies for step in reply.steps if step.model == "large"
-        ) / max(1, routed.tokens)
+        thought = sum(step.by_large for reply in routed.replies for step in reply.steps)
+        answers = routed.large_token_share - thought / max(1, routed.tokens)
         chance = (target - answers) / (thinking or 1.0)
         tried: list[Outcome] = []
         for _ in range(SHARE_ROUNDS):
@@ -104,16 +103,21 @@ def with_right_steps(questions: Sequence[Question], large: Outcome | None, think
     ]
 
 
+def told(gates: tuple[float | None, float | None]) -> str:
+    """The threshold, and that of tokens after it where there is one."""
+    return " / ".join(f"{gate:g}" for gate in gates if gate is not None) or "–"
+
+
 def shown(outcomes: Sequence[Outcome], compared: Sequence[Pairing], separated: Separation | None) -> str:
     """The report."""
     heads = ("mode", "threshold", "problems", "accuracy", "95 %", "large tokens", "latency", "tokens", "cut", "hops")
     rows = []
     for outcome in outcomes:
-        row, accuracy, gate = outcome.row(), outcome.accuracy, outcome.way.threshold
+        row, accuracy, gates = outcome.row(), outcome.accuracy, outcome.way.gates
         rows.append(
             (
                 outcome.way.mode,
-                "–" if gate is None else f"({gate:g})" if outcome.way.mode == "random" else f"{gate:g}",
+                f"({told(gates)})" if outcome.way.mode == "random" else told(gates),
                 str(len(outcome.replies)),
                 f"{accuracy.value:.1%}",
                 f"{accuracy.low:.1%} – {accuracy.high:.1%}",
@@ -162,6 +166,7 @@ def as_json(
             {
                 "mode": one.way.mode,
                 "threshold": one.way.threshold,
+                "token_threshold": one.way.token_threshold,
                 "minus": one.other.mode,
                 "difference": one.difference.value,
                 "interval": [one.difference.low, one.difference.high],
@@ -195,14 +200,24 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
     """Every way asked for, then the report."""
     tokenizer = tokenizer_of(options.tokenizer or served.small) if options.auroc else None
     outcomes: list[Outcome] = []
+
+    def save(best: Outcome | None = None, separated: Separation | None = None) -> None:
+        if options.json:
+            saved = as_json(bench, served, outcomes, pairings([*outcomes, *([best] if best else [])]), separated)
+            options.json.write_text(json.dumps(saved | {"oracle": best.row() if best else None}, indent=1) + "\n")
+
+    async def attempted(outcome: Awaitable[Outcome]) -> None:
+        outcomes.append(await outcome)
+        save()  # for a run that does not come to its end
+
     for mode in ("small", "large"):
         if mode in options.modes:
-            outcomes.append(await bench.attempt(Way(mode)))
-    for threshold in options.thresholds or (served.threshold,):
+            await attempted(bench.attempt(Way(mode)))
+    for gates in product(options.thresholds or (served.threshold,), options.token_thresholds or (None,)):
         if "routed" in options.modes:
-            outcomes.append(await bench.attempt(Way("routed", threshold)))
+            await attempted(bench.attempt(Way("routed", *gates)))
         if "random" in options.modes:
-            outcomes.append(await bench.attempt_at_random(outcomes[-1]))
+            await attempted(bench.attempt_at_random(outcomes[-1]))
     separated = None
     alone = {outcome.way.mode: outcome for outcome in outcomes if outcome.way.alone}
     best = oracle(alone["small"], alone["large"]) if len(alone) == 2 else None
@@ -210,13 +225,10 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
         known = with_right_steps(bench.questions, alone.get("large"), served.thinks)[: options.auroc_problems]
         separated = await separation(bench.client, served, tokenizer, known, bench.concurrency)
     every = [*outcomes, best] if best else outcomes
-    compared = pairings(every)
-    print(shown(every, compared, separated))
+    print(shown(every, pairings(every), separated))
     if options.plot:
         plot([outcome.row() for outcome in every], options.plot)
-    if options.json:
-        saved = as_json(bench, served, outcomes, compared, separated) | {"oracle": best.row() if best else None}
-        options.json.write_text(json.dumps(saved, indent=1) + "\n")
+    save(best, separated)
 
 
 def words(text: str) -> list[str]:
@@ -229,14 +241,18 @@ def mode_names(text: str) -> list[str]:
     return words(text)
 
 
-def nats(text: str) -> list[float]:
+def nats(text: str) -> float:
     try:
-        values = [float(word) for word in words(text)]
+        value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of nats") from None
-    if any(not value >= 0 for value in values):
+    if not value >= 0:
         raise argparse.ArgumentTypeError("a threshold is 0 or more")
-    return values
+    return value
+
+
+def several(text: str) -> list[float]:
+    return [nats(word) for word in words(text)]
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -246,7 +262,14 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--modes", type=mode_names, metavar="MODE", help=f"of {' '.join(MODES)} (default: all)", nargs="+"
     )
-    made.add_argument("--thresholds", type=nats, metavar="NATS", help="of routed (default: the server's)", nargs="+")
+    made.add_argument("--thresholds", type=several, metavar="NATS", help="of routed (default: the server's)", nargs="+")
+    made.add_argument(
+        "--token-thresholds",
+        type=several,
+        metavar="NATS",
+        help="of routed as well, each with each of --thresholds; 3 is none (default: the server's)",
+        nargs="+",
+    )
     made.add_argument("--prompt-suffix", help="after every question of --data (default: asks for \\boxed{})")
     made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the server's)")
     made.add_argument("--auroc", action=argparse.BooleanOptionalAction, help="(default: unless --data)")
@@ -258,6 +281,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = made.parse_args(arguments)
     options.modes = list(chain.from_iterable(options.modes or [MODES]))
     options.thresholds = list(chain.from_iterable(options.thresholds or []))
+    options.token_thresholds = list(chain.from_iterable(options.token_thresholds or []))
     if "random" in options.modes and "routed" not in options.modes:
         made.error("random matches the share of routed: add routed to --modes")
     options.auroc = options.data is None if options.auroc is None else options.auroc

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from router.hop import Chunk, Hop
+from router.hop import Chunk, Ending, Hop
 from router.loop import Pool
 
 LATELY = 512
@@ -92,7 +92,7 @@ class Heeded:
                     if step.entropy is not None:
                         self._controller.saw(step.entropy)
                 if (end := chunk.end) is not None:
-                    if end.glimpse is not None:
+                    if end.ending is Ending.GLIMPSE and end.glimpse is not None:
                         self._controller.saw(end.glimpse)
                     if self._loads:
                         self._controller.told(end.load)

@@ -66,6 +66,7 @@ class Tuning(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     threshold: float | None = Field(default=None, ge=0)
+    token_threshold: float | None = Field(default=None, ge=0)
     answer_by: Literal["large", "small"] | None = None
     max_large_share: float | None = Field(default=None, ge=0, le=1)
 

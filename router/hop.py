@@ -14,6 +14,9 @@ from enum import StrEnum
 from router.request import Sampling
 from router.steps import Marks, StepCutter
 
+UNBOUNDED = 1_000_000
+"""Steps or tokens: no bound of the policy's own; the budget's still holds."""
+
 LAST = 2**30
 """The priority of hops that nobody waits for: behind every live one."""
 
@@ -37,7 +40,9 @@ class Ending(StrEnum):
     """Why a hop is over."""
 
     GLIMPSE = "glimpse"  # a step's first token was above the gate; it was not written
+    TOKEN = "token"  # a token was above the token gate; it was not written
     STEPS = "steps"  # as many steps as were asked for
+    TOKENS = "tokens"  # as many tokens as were asked for, in the middle of a step
     THOUGHT = "thought"  # the end-of-thinking token was written
     REPEAT = "repeat"  # the last two steps are the same
     BUDGET = "budget"  # no tokens left for thinking
@@ -53,15 +58,16 @@ class Hop:
     pair: fingerprint of the pair the request began with.
     prefix: prompt and body so far, packed, in this pool's own vocabulary.
     thinking: whether the prefix is still inside the thinking; else the answer is wanted.
-    gate: threshold in nats on each step's first token; None writes ungated.
+    gate: threshold in nats on each step's first token; None writes ungated. token_gate: the same on every token.
     ungated_steps: that many steps at the start are not gated.
-    max_steps: steps of thinking to write at most.
+    max_steps, max_tokens: steps and tokens of thinking to write at most.
     step_tokens: a longer step is cut here.
     thinking_tokens, tokens: budgets left, for thinking and in all.
     answers: go on with the answer when the thinking ends by itself.
     plain: the pair reasons in plain text until its end token, so the end-of-thinking token means nothing.
     open_tokens: tokens at the prefix's end that belong to a step already begun; last_step_tokens: length of the
-        complete step before it (0: unknown); open_entropy: the glimpse at the begun step.
+        complete step before it (0: unknown); open_entropy: the glimpse at the step begun or, with no token of it
+        yet, to be begun; open_ms: what its tokens took.
     glimpses: report entropies even without a gate.
     streaming: in chunks, as it is written; opening: the reply begins with it, so its first token is not kept waiting.
     timeout_s: seconds that the hop may take.
@@ -75,8 +81,10 @@ class Hop:
     sampling: Sampling
     thinking: bool = True
     gate: float | None = None
+    token_gate: float | None = None
     ungated_steps: int = 0
     max_steps: int = 256
+    max_tokens: int = UNBOUNDED
     step_tokens: int = 512
     thinking_tokens: int = 0
     tokens: int = 0
@@ -85,6 +93,7 @@ class Hop:
     open_tokens: int = 0
     last_step_tokens: int = 0
     open_entropy: float | None = None
+    open_ms: float = 0.0
     glimpses: bool = False
     streaming: bool = False
     timeout_s: float = 600.0
@@ -111,32 +120,37 @@ class Hop:
             thinking=self.thinking and not chunk.answering,
             ungated_steps=max(0, self.ungated_steps - len(chunk.steps)),
             max_steps=self.max_steps - len(chunk.steps),
+            max_tokens=self.max_tokens - len(chunk.thought) // 4,
             thinking_tokens=self.thinking_tokens - len(chunk.thought) // 4,
             tokens=self.tokens - (len(chunk.thought) + len(chunk.answer)) // 4,
             open_tokens=0 if chunk.answering else open_tokens,
             last_step_tokens=last,
             open_entropy=chunk.open_entropy,
+            open_ms=0.0 if chunk.steps else self.open_ms,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class CutStep:
     """A step that ended: its length in tokens (with what the prefix already held of it), the entropy at its first
-    token in nats, None if nobody glimpsed, and how long the writing took."""
+    token in nats, None if nobody glimpsed, and how long the writing took. `large_tokens`, which only the router knows:
+    those that the large model wrote."""
 
     tokens: int
     entropy: float | None
     duration_ms: float
+    large_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The close of a hop. `glimpse` is the entropy that failed the gate; `discarded_tokens` were generated past the
-    end; `resumed` counts the replicas that were lost on the way; `load` is the replica's as it closes: hops under way
-    for each that it takes."""
+    """The close of a hop. `glimpse` is the entropy that failed a gate; `open_ms` what the tokens took of a step that
+    has not ended; `discarded_tokens` were generated past the end; `resumed` counts the replicas that were lost on the
+    way; `load` is the replica's as it closes: hops under way for each that it takes."""
 
     ending: Ending
     glimpse: float | None = None
+    open_ms: float = 0.0
     discarded_tokens: int = 0
     engine_ms: float = 0.0
     replica: str = ""
@@ -174,25 +188,28 @@ class Run:
         self.answering = not hop.thinking
         self.ending: Ending | None = None
         self.glimpse: float | None = None
+        self.open_ms = 0.0
         self.written = array("i")
         self._open, before = _tail(hop)
         self._cutter = StepCutter(marks, hop.step_tokens, open=self._open, before=before)
         self._entropy = hop.open_entropy
-        self._began = now
+        self._began = now - hop.open_ms / 1000.0
         self._thought_tokens = self._steps_done = 0
         self._thought, self._answer = array("i"), array("i")
         self._steps: list[CutStep] = []
         # A replica may be lost after the last token that it was to write.
         if (hop.tokens if self.answering else hop.thinking_tokens) < 1:
             self.ending = Ending.LIMIT if self.answering else Ending.BUDGET
+        elif not self.answering and hop.max_tokens < 1:
+            self.ending = Ending.TOKENS
 
     @property
     def wants_entropy(self) -> bool:
         """Whether the next token's distribution is looked at."""
-        return not self.answering and self._cutter.at_start
+        return not self.answering and (self._cutter.at_start or self._hop.token_gate is not None)
 
     def take(self, token: int, entropy: float | None, now: float) -> Ending | None:
-        """Take the engine's next token and, where it begins a step, the entropy of its distribution in nats.
+        """Take the engine's next token and, where that is wanted, the entropy of its distribution in nats.
 
         now: seconds, any monotonic clock. Returns why the hop is over, or None to go on.
         """
@@ -215,12 +232,16 @@ class Run:
 
     def _think_on(self, token: int, entropy: float | None, now: float) -> Ending | None:
         hop = self._hop
+        gated = self._steps_done >= hop.ungated_steps
         if self._cutter.at_start:
-            gated = hop.gate is not None and self._steps_done >= hop.ungated_steps
-            if gated and (entropy is None or entropy > hop.gate):  # type: ignore[operator]
+            if gated and _above(entropy, hop.gate):
                 self.glimpse = entropy
                 return Ending.GLIMPSE
-            self._entropy = entropy
+            # A step that was glimpsed at before this hop keeps that glimpse.
+            self._entropy = entropy if self._entropy is None else self._entropy
+        if gated and _above(entropy, hop.token_gate):
+            self.glimpse = entropy
+            return self._leave_open(Ending.TOKEN, now)
         if token in self._marks.ends and not hop.plain:
             # A model that ends its turn while it thinks still owes an answer: this token must not reach the prefix.
             self._end_open_step(now)
@@ -241,7 +262,13 @@ class Run:
         if self._thought_tokens >= hop.thinking_tokens:
             self._end_open_step(now)
             return Ending.BUDGET
-        return Ending.STEPS if step_over and self._steps_done >= hop.max_steps else None
+        if step_over and self._steps_done >= hop.max_steps:
+            return Ending.STEPS
+        return self._leave_open(Ending.TOKENS, now) if self._thought_tokens >= hop.max_tokens else None
+
+    def _leave_open(self, ending: Ending, now: float) -> Ending:
+        self.open_ms = 0.0 if self._cutter.at_start else (now - self._began) * 1000.0
+        return ending
 
     def _answer_on(self, token: int) -> Ending | None:
         self._answer.append(token)
@@ -265,12 +292,17 @@ class Run:
         """How many more tokens an engine may be asked for."""
         if self.answering or self._hop.answers:
             return self._hop.tokens - len(self.written)
-        return self._hop.thinking_tokens - self._thought_tokens
+        return min(self._hop.thinking_tokens, self._hop.max_tokens) - self._thought_tokens
 
     @property
     def one_step(self) -> bool:
         """Whether the first delimiter ends the hop, so that the engine can stop there by itself."""
         return not self.answering and self._hop.gate is None and self._hop.max_steps - self._steps_done == 1
+
+
+def _above(entropy: float | None, gate: float | None) -> bool:
+    """Whether a gate closes, as it does before a token of which nothing is known."""
+    return gate is not None and (entropy is None or entropy > gate)
 
 
 def _tail(hop: Hop) -> tuple[array[int], array[int]]:

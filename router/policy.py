@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from router.glimpse import MAX_ENTROPY
-from router.hop import Ending
+from router.hop import UNBOUNDED, Ending
 from router.request import Model
-
-UNBOUNDED = 1_000_000
-"""Steps: no bound of the policy's own; the budget's still holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One model's turn: `steps` at most, gated at `gate` nats (None: ungated) after the first `ungated_steps`."""
+    """One model's turn: `steps` and `tokens` at most; after the first `ungated_steps` gated, at each step's first token
+    at `gate` nats and at every token at `token_gate` (None: ungated)."""
 
     model: Model
     gate: float | None = None
+    token_gate: float | None = None
     steps: int = UNBOUNDED
+    tokens: int = UNBOUNDED
     ungated_steps: int = 0
 
 
@@ -36,19 +36,27 @@ class EntropyGate:
     model's, and then the small one goes on.
 
     threshold: nats; a first-token entropy equal to it still counts as sure.
+    token_threshold: nats; a token of a step that the small model is not so sure of is the large model's as well, that
+        token alone. This is beyond GlimpRouter; R2R (arXiv 2505.21600) routes so, by a classifier it trains.
     max_large_share: once the large model has this share of the committed tokens, the small one writes on.
     """
 
     threshold: float
+    token_threshold: float | None = None
     max_large_share: float = 1.0
 
     def turn(self, last: Ending | None, large_share: float) -> Turn:
-        if last is not Ending.GLIMPSE:
-            # No entropy can be above such a gate, so nobody needs to look.
-            return Turn("small", gate=self.threshold if self.threshold < MAX_ENTROPY else None)
+        small = Turn("small", _gate(self.threshold), _gate(self.token_threshold))
+        if last not in (Ending.GLIMPSE, Ending.TOKEN):
+            return small
         if large_share >= self.max_large_share and self.max_large_share < 1.0:
-            return Turn("small", gate=self.threshold, ungated_steps=1)
-        return Turn("large", steps=1)
+            return replace(small, ungated_steps=1)
+        return Turn("large", steps=1, tokens=UNBOUNDED if last is Ending.GLIMPSE else 1)
+
+
+def _gate(threshold: float | None) -> float | None:
+    """No entropy can be above the highest there is, so nobody needs to look."""
+    return threshold if threshold is not None and threshold < MAX_ENTROPY else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,15 @@ class Routing:
         the large model with probability `random_share` (the control in every comparison).
     threshold: the gate in nats; a step whose first-token entropy is above it is the large model's. None: the
         profile's.
+    token_threshold: nats; every other token whose entropy is above it is the large model's, by itself. None: the
+        profile's, which may have none.
     answer_by: who writes the answer after the thinking; None: the profile's.
     max_large_share: bound on the large model's share of the tokens committed so far, 0..1.
     """
 
     mode: Literal["routed", "small", "large", "random"] = "routed"
     threshold: float | None = None
+    token_threshold: float | None = None
     answer_by: Model | None = None
     max_large_share: float | None = None
     random_share: float | None = None
@@ -94,8 +97,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class StepWritten:
-    """A finished step. `entropy` is the small model's, in nats, at the step's first token; None where nobody
-    glimpsed. `cached_tokens` of the `prefix_tokens` the hop started from were already in its replica's KV cache."""
+    """A finished step. `model` wrote most of it. `entropy` is the small model's, in nats, at the step's first token;
+    None where nobody glimpsed. `cached_tokens` of the `prefix_tokens` that the hop started from in which it ended were
+    already in its replica's KV cache."""
 
     index: int
     model: Model
@@ -105,6 +109,7 @@ class StepWritten:
     prefix_tokens: int
     duration_ms: float
     text: str
+    large_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class Finished:
     pair: str
     large_share_spent: bool = False
     degraded: str | None = None
+    token_threshold: float | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -22,6 +22,8 @@ from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Reques
 from router.transcript import Passage, Task, Transcript
 from router.vocabulary import TemplateError, Vocabulary
 
+WHOLE_STEPS = "these two models have different vocabularies, so they can hand each other whole steps only"
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -40,6 +42,7 @@ class Defaults:
     warm_up_tokens: int | None = None
     target: Target | None = None
     drafting: frozenset[Model] = frozenset()
+    token_threshold: float | None = None
 
 
 class StepRouter:
@@ -59,6 +62,8 @@ class StepRouter:
         self._vocabularies, self._pools, self._defaults = vocabularies, pools, defaults
         small, large = vocabularies["small"], vocabularies["large"]
         self._bridge: Bridge = bridge(small, large)
+        if defaults.token_threshold is not None and self._bridge.handover == "text":
+            raise ValueError(f"routing.token_threshold: {WHOLE_STEPS}")
         self._writers: Mapping[Model, Pool] = pools
         self.controller: Controller | None = None
         if defaults.target is not None:
@@ -138,6 +143,8 @@ class StepRouter:
         if plain and request.routing.answer_by is not None:
             message = "answer_by needs a pair that thinks: here everything is one text."
             raise Refusal(message, param="glimpse.answer_by")
+        if request.routing.token_threshold is not None and self.pair.handover == "text":
+            raise Refusal(f"{WHOLE_STEPS}.", param="glimpse.token_threshold")
         policy, answer_by, max_large_share = self._policy(request)
         prompts = self._prompts(request)
         if request.sampling.min_p and (drafting := self._defaults.drafting & prompts.keys()):
@@ -179,7 +186,8 @@ class StepRouter:
             case "random":
                 return RandomShare(routing.random_share or 0.0, request.sampling.seed), answer_by, 1.0
         share = routing.max_large_share if routing.max_large_share is not None else defaults.max_large_share
-        return EntropyGate(self._threshold(request), share), answer_by, share
+        token = defaults.token_threshold if routing.token_threshold is None else routing.token_threshold
+        return EntropyGate(self._threshold(request), token, share), answer_by, share
 
     def _threshold(self, request: Request) -> float:
         if request.routing.threshold is not None:
@@ -277,13 +285,14 @@ class Reader:
             events.append(
                 StepWritten(
                     index=self._index,
-                    model=passage.model,
+                    model="large" if 2 * step.large_tokens > step.tokens else "small",
                     entropy=step.entropy,
                     tokens=step.tokens,
                     cached_tokens=passage.cached_tokens,
                     prefix_tokens=passage.prefix_tokens,
                     duration_ms=step.duration_ms,
                     text=text,
+                    large_tokens=step.large_tokens,
                 )
             )
             self._index += 1
@@ -343,6 +352,7 @@ def _finished(page: Transcript) -> Finished:
         reasoning_tokens=0 if page.task.plain else page.reasoning_tokens,
         discarded_tokens=page.discarded_tokens,
         threshold=policy.threshold if isinstance(policy, EntropyGate) else None,
+        token_threshold=policy.token_threshold if isinstance(policy, EntropyGate) else None,
         escalations=page.escalations,
         hops=page.hops,
         resumed_hops=page.resumed_hops,

@@ -116,7 +116,9 @@ class Watch:
 
     @property
     def _kind(self) -> str:
-        return "answer" if not self.hop.thinking else "step" if self.hop.max_steps == 1 else "run"
+        if not self.hop.thinking:
+            return "answer"
+        return "token" if self.hop.max_tokens == 1 else "step" if self.hop.max_steps == 1 else "run"
 
     def _begin_span(self, seen: Observation, replaces: Watch | None) -> None:
         self._began_ns = time.time_ns()
@@ -138,6 +140,8 @@ class Watch:
         )
         if self.hop.gate is not None:
             span.set_attribute("glimpse.threshold", self.hop.gate)
+        if self.hop.token_gate is not None:
+            span.set_attribute("glimpse.token_threshold", self.hop.token_gate)
         self.hop = replace(self.hop, trace=carried(span))
 
     @property
@@ -178,7 +182,7 @@ class Watch:
                     "glimpse.discarded_tokens": end.discarded_tokens,
                 }
             )
-            if end.ending is Ending.GLIMPSE and end.glimpse is not None:
+            if end.ending in (Ending.GLIMPSE, Ending.TOKEN) and end.glimpse is not None:
                 span.set_attributes({"glimpse.entropy": end.glimpse, "glimpse.decision": "large"})
         elif kind is not None:
             span.set_attribute("error.type", kind.__name__)
@@ -189,11 +193,13 @@ class Watch:
     def _tell_steps(self, span: Span, seconds: float) -> None:
         """The replica tells how long each step took; between hop and engine lies the way there, half of the rest."""
         wrote_s = self._end.engine_ms / 1000.0 if self._end else sum(s.duration_ms for s in self.steps) / 1000.0
-        at = self._began_ns + int(max(0.0, seconds - wrote_s) / 2 * 1e9)
+        at, ends = self._began_ns + int(max(0.0, seconds - wrote_s) / 2 * 1e9), self._began_ns + int(seconds * 1e9)
         within = set_span_in_context(span)
         for step in self.steps:
             told = tracer().start_span("glimpse.step", within, start_time=at, attributes=self._step(step))
             at += int(step.duration_ms * 1e6)
+            # A step may have begun in hops before this one.
+            at = min(at, ends)
             told.end(at)
 
     def _step(self, step: StepWritten) -> dict[str, Any]:

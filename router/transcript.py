@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.budget import Budget
-from router.hop import Chunk, CutStep, End, Ending, Hop, unpack
+from router.hop import UNBOUNDED, Chunk, CutStep, End, Ending, Hop, unpack
 from router.policy import Alone, Policy, Turn
 from router.prefix import Prefix, other
 from router.request import FinishReason, Model, ModelUsage, Sampling
@@ -76,8 +76,9 @@ class Transcript:
         self.large_share_spent = False
         self.policy = task.policy
         self.degraded: Model | None = None
-        self._open_tokens = 0
-        self._glimpse: float | None = None
+        self._open_tokens = self._open_large_tokens = 0
+        self._open_ms = 0.0
+        self._open_entropy: float | None = None
         self._last_step: tuple[Model, int] = ("small", 0)
         self._hop_prefix_tokens = 0
         self._portion = self._answered = 0
@@ -107,19 +108,23 @@ class Transcript:
 
     def _think(self, turn: Turn) -> Hop:
         task, budget = self.task, self.task.budget
-        escalated = turn.model == "large" and self.last is Ending.GLIMPSE
+        escalated = turn.model == "large" and self.last in (Ending.GLIMPSE, Ending.TOKEN)
         self.escalations += escalated
         self.large_share_spent |= turn.ungated_steps > 0
         writer, tokens = self._last_step
         return replace(
             self._hop(turn.model),
             gate=turn.gate,
+            token_gate=turn.token_gate,
             ungated_steps=turn.ungated_steps,
             max_steps=min(turn.steps, budget.steps - self.steps),
+            max_tokens=turn.tokens,
             thinking_tokens=(budget.tokens if task.plain else budget.thinking) - self.reasoning_tokens,
-            answers=self._may_go_on(turn.model),
+            answers=turn.tokens == UNBOUNDED and self._may_go_on(turn.model),
             open_tokens=self._open_tokens if task.carries_lengths or writer == turn.model else 0,
             last_step_tokens=tokens if task.carries_lengths or writer == turn.model else 0,
+            open_entropy=self._open_entropy,
+            open_ms=self._open_ms,
         )
 
     @property
@@ -145,13 +150,12 @@ class Transcript:
         self._answered += len(answer)
         self.reasoning_tokens += len(thought)
         self.steps += len(chunk.steps)
-        self._open_tokens += len(thought) - sum(step.tokens for step in chunk.steps)
-        steps = chunk.steps
+        left_open = self._open_tokens + len(thought) - sum(step.tokens for step in chunk.steps)
+        steps = tuple(self._ended(model, step) for step in chunk.steps)
+        self._begun(model, left_open - self._open_tokens)
         if steps:
             self._last_step = (model, steps[-1].tokens)
-            if model == "large" and self._glimpse is not None:
-                steps = (replace(steps[0], entropy=self._glimpse), *steps[1:])
-                self._glimpse = None
+        self._open_entropy = chunk.open_entropy
         if chunk.end is not None:
             self._hop_over(chunk.end, answering=chunk.answering)
         return Passage(model, thought, answer, steps, self._hop_prefix_tokens, chunk.cached_tokens, chunk.end)
@@ -214,12 +218,23 @@ class Transcript:
             used = ModelUsage(prompt_tokens=prompt, cached_tokens=min(cached_tokens, prompt))
         self.usage[model] = replace(used, completion_tokens=used.completion_tokens + tokens)
 
+    def _begun(self, model: Model, tokens: int) -> None:
+        self._open_tokens += tokens
+        self._open_large_tokens += tokens if model == "large" else 0
+
+    def _ended(self, model: Model, step: CutStep) -> CutStep:
+        self._begun(model, step.tokens - self._open_tokens)
+        large, self._open_tokens, self._open_large_tokens = self._open_large_tokens, 0, 0
+        return replace(step, large_tokens=large) if large else step
+
     def _hop_over(self, end: End, *, answering: bool) -> None:
         self.last = end.ending
         self.hops += 1
         self.resumed_hops += end.resumed
         self.discarded_tokens += end.discarded_tokens
-        self._glimpse = end.glimpse
+        self._open_ms = end.open_ms
+        if not self._open_tokens and end.glimpse is not None:
+            self._open_entropy = end.glimpse
         text_over = end.ending is Ending.TEXT and (self.task.plain or answering)
         if text_over or end.ending is Ending.STOP:
             self.finish("stop")

@@ -33,6 +33,7 @@ class Step(TypedDict):
     prefix_tokens: int
     duration_ms: float
     text: str
+    large_tokens: NotRequired[int]
 
 
 class Account(TypedDict):
@@ -47,6 +48,7 @@ class Account(TypedDict):
     pair: str
     large_share_spent: NotRequired[bool]
     degraded: NotRequired[str]
+    token_threshold: NotRequired[float]
 
 
 class GlimpseReply(Account):
@@ -229,7 +231,7 @@ def text(head: Head, written: Written, include_steps: bool) -> TextReply:
 
 
 def step(written: StepWritten) -> Step:
-    return {
+    told: Step = {
         "index": written.index,
         "model": written.model,
         "entropy": written.entropy,
@@ -239,6 +241,9 @@ def step(written: StepWritten) -> Step:
         "duration_ms": round(written.duration_ms, 3),
         "text": written.text,
     }
+    if 0 < written.large_tokens < written.tokens:
+        told["large_tokens"] = written.large_tokens
+    return told
 
 
 def account(finished: Finished) -> Account:
@@ -255,6 +260,8 @@ def account(finished: Finished) -> Account:
         told["large_share_spent"] = True
     if finished.degraded is not None:
         told["degraded"] = finished.degraded
+    if finished.token_threshold is not None:
+        told["token_threshold"] = finished.token_threshold
     return told
 
 

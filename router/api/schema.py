@@ -188,6 +188,9 @@ class Glimpse(Body):
     """How the request is routed, and how much is told of it."""
 
     threshold: float | None = Field(default=None, ge=0, description="Nats; steps above it are the large model's.")
+    token_threshold: float | None = Field(
+        default=None, ge=0, description="Nats; every other token above it is the large model's, by itself."
+    )
     answer_by: Model | None = None
     max_large_share: float | None = Field(default=None, ge=0, le=1, description="Of the tokens committed so far.")
     include_steps: bool | None = None
@@ -357,17 +360,18 @@ def routing(model: str, glimpse: Glimpse, pair: Pair) -> Routing:
 
     if mode != "routed":
         reason = f"model {mode!r} is one model alone, so nothing is routed"
-        refuse_if_given(reason, "threshold", "answer_by", "max_large_share", "random_share")
+        refuse_if_given(reason, "threshold", "token_threshold", "answer_by", "max_large_share", "random_share")
         return Routing(mode=mode)
     if not pair.thinks:
         refuse_if_given("the models served here don't think before they answer", "answer_by")
     if glimpse.random_share is not None:
-        refuse_if_given("has no effect beside glimpse.random_share", "threshold")
+        refuse_if_given("has no effect beside glimpse.random_share", "threshold", "token_threshold")
         if named_threshold is not None:
             refuse_if_given("is for model 'glimpse', without a threshold", "random_share")
     return Routing(
         mode="routed" if glimpse.random_share is None else "random",
         threshold=named_threshold if glimpse.threshold is None else glimpse.threshold,
+        token_threshold=glimpse.token_threshold,
         answer_by=glimpse.answer_by,
         max_large_share=glimpse.max_large_share,
         random_share=glimpse.random_share,

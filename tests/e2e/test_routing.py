@@ -17,6 +17,7 @@ from router.request import Sampling
 
 PROBLEMS = 200
 SMALL = "deployments/pocket/models/small"
+BY_TOKEN = {"threshold": 3.0, "token_threshold": 0.5, **STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +108,56 @@ async def test_entropies_are_those_of_the_small_models_own_probabilities(
             begins += step["tokens"]
 
 
+async def test_tokens_above_their_threshold_are_the_large_models(
+    client: httpx.AsyncClient, questions: list[str]
+) -> None:
+    """Each by itself, in the middle of a step too, and no others."""
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    model = AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
+    mixed = 0
+    for question, reply in zip(
+        questions[:16], await ask_all(client, questions[:16], at_a_time=8, glimpse=BY_TOKEN), strict=True
+    ):
+        steps = reply["glimpse"]["steps"]
+        assert "".join(step["text"] for step in steps) == reply["choices"][0]["message"]["reasoning_content"]
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        begins = len(tokenizer(prompt)["input_ids"])
+        ids = tokenizer(prompt + "".join(step["text"] for step in steps), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logprobs = model(ids).logits[0].log_softmax(dim=-1)
+        for step in steps:
+            places = range(begins - 1, begins - 1 + step["tokens"])
+            unsure = [entropy(logprobs[i].topk(TOP).values.tolist()) > BY_TOKEN["token_threshold"] for i in places]
+            by_large = step.get("large_tokens", step["tokens"] if step["model"] == "large" else 0)
+            assert by_large == sum(unsure)
+            mixed += 0 < by_large < step["tokens"]
+            begins += step["tokens"]
+    assert mixed > 8
+
+
 @pytest.mark.parametrize(
-    ("model", "at_a_time", "count"), [("glimpse", 1, 12), ("glimpse", 8, 32), ("small", 8, 32), ("large", 4, 32)]
+    ("model", "glimpse", "at_a_time", "count"),
+    [
+        ("glimpse", STEPS, 1, 12),
+        ("glimpse", STEPS, 8, 32),
+        ("glimpse", BY_TOKEN, 8, 32),
+        ("small", STEPS, 8, 32),
+        ("large", STEPS, 4, 32),
+    ],
 )
 async def test_usage_is_what_the_engines_counted(
-    client: httpx.AsyncClient, system: System, questions: list[str], model: str, at_a_time: int, count: int
+    client: httpx.AsyncClient,
+    system: System,
+    questions: list[str],
+    model: str,
+    glimpse: dict[str, object],
+    at_a_time: int,
+    count: int,
 ) -> None:
     """Design rule 12: the engines' own totals are what was committed and what was thrown away."""
     before = await system.generated()
-    replies = await ask_all(client, questions[:count], model, at_a_time=at_a_time, glimpse=STEPS)
+    replies = await ask_all(client, questions[:count], model, at_a_time=at_a_time, glimpse=glimpse)
     after = await system.generated()
     committed = sum(reply["usage"]["completion_tokens"] for reply in replies)
     discarded = sum(reply["glimpse"]["discarded_tokens"] for reply in replies)

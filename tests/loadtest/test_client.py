@@ -4,7 +4,7 @@ import httpx
 import pytest
 from scripted import Scripted
 
-from loadtest.client import Client, each
+from loadtest.client import Client, Step, each
 from loadtest.command import MeasuringError
 
 ASKED = [{"role": "user", "content": "Question 1?"}]
@@ -16,6 +16,11 @@ async def test_reply(server: Scripted) -> None:
     assert (reply.content, reply.tokens, reply.large_tokens, reply.escalations) == ("The answer is 1.", 100, 40, 1)
     assert [step.model for step in reply.steps] == ["small", "large"]
     assert "max_tokens" not in server.bodies[0]
+
+
+@pytest.mark.parametrize(("model", "told", "by_large"), [("small", None, 0), ("large", None, 9), ("small", 4, 4)])
+def test_what_the_large_model_wrote_of_a_step(model: str, told: int | None, by_large: int) -> None:
+    assert Step(0, model, 0.1, 9, 1.0, "so.\n\n", large_tokens=told).by_large == by_large
 
 
 async def test_busy_server_is_asked_again(server: Scripted) -> None:

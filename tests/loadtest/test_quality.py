@@ -53,7 +53,7 @@ async def test_models_alone_are_asked_without_routing(bench: Bench, server: Scri
 
 
 async def test_chance_differs_between_problems_and_not_between_runs(bench: Bench, server: Scripted) -> None:
-    way = Way("random", 1.0, 0.5)
+    way = Way("random", 1.0, random_share=0.5)
     for _ in range(2):
         await bench.attempt(way)
     runs = (server.bodies[:20], server.bodies[20:])
@@ -112,6 +112,18 @@ async def test_measure_prints_one_table_and_writes_json(
     assert all(contract <= row.keys() for row in written["rows"])
     assert written["auroc"] == 1.0
     assert written["problems"][1]["replies"][0]["right"] is False
+
+
+async def test_each_threshold_is_tried_with_each_of_tokens(
+    bench: Bench, server: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "frontier.png"
+    asked = "--modes routed --no-auroc --thresholds 1 3 --token-thresholds 3 0.5 --plot"
+    await measure(bench, await bench.client.served(), read_options([*asked.split(), str(picture)]))
+    gates = [(body["glimpse"]["threshold"], body["glimpse"]["token_threshold"]) for body in server.bodies[::20]]
+    assert gates == [(1.0, 3.0), (1.0, 0.5), (3.0, 3.0), (3.0, 0.5)]
+    assert "| routed |   1 / 0.5 |       20 |" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 async def test_report_without_comparisons_is_the_table_alone(bench: Bench) -> None:

@@ -88,6 +88,13 @@ def test_a_repeat_is_found_wherever_the_hop_was_lost(cut: int) -> None:
         ({"gate": 1.0}, [A, STOP], 1.01, Ending.GLIMPSE, []),
         ({"gate": 1.0}, [A], None, Ending.GLIMPSE, []),
         ({"gate": 1.0, "ungated_steps": 1}, [A, STOP, B], 2.0, Ending.GLIMPSE, [A, STOP]),
+        ({"token_gate": 1.0}, [A], 1.01, Ending.TOKEN, []),
+        ({"token_gate": 1.0, "open_tokens": 1}, [A], 1.01, Ending.TOKEN, []),
+        ({"token_gate": 1.0, "open_tokens": 1}, [A], None, Ending.TOKEN, []),
+        ({"token_gate": 1.0, "gate": 1.2}, [A, B, STOP], 1.0, None, [A, B, STOP]),
+        ({"token_gate": 1.0, "gate": 0.5}, [A], 1.01, Ending.GLIMPSE, []),
+        ({"token_gate": 1.0, "ungated_steps": 1, "open_tokens": 1}, [A, STOP, B], 2.0, Ending.TOKEN, [A, STOP]),
+        ({"max_steps": 1, "max_tokens": 1}, [STOP, A], 0.0, Ending.STEPS, [STOP]),
         ({"max_steps": 2}, [A, STOP, B, STOP, A], 0.0, Ending.STEPS, [A, STOP, B, STOP]),
         ({}, [A, CLOSE, B], 0.0, Ending.THOUGHT, [A, CLOSE]),
         ({"answers": True}, [A, CLOSE, B, END], 0.0, Ending.TEXT, [A, CLOSE, B, END]),
@@ -109,12 +116,24 @@ def test_why_a_hop_is_over(
     assert list(run.written) == written
     chunk = run.drain(cached_tokens=0)
     assert [*unpack(chunk.thought), *unpack(chunk.answer)] == written
-    if ending not in (None, Ending.LIMIT):
+    if ending not in (None, Ending.LIMIT, Ending.TOKEN):
         assert sum(step.tokens for step in chunk.steps) == len(unpack(chunk.thought)), "no thought without a step"
 
 
 def test_a_failed_glimpse_is_told() -> None:
     assert write(hop(gate=1.0), A, entropy=1.5).glimpse == 1.5
+
+
+def test_a_token_written_in_the_middle_of_a_step_leaves_it_open() -> None:
+    run = write(hop(9, A, open_tokens=1, open_entropy=0.5, open_ms=250.0, max_steps=1, max_tokens=1), B)
+    assert (run.ending, run.open_ms) == (Ending.TOKENS, 1250.0)
+    chunk = run.drain(cached_tokens=0)
+    assert (list(unpack(chunk.thought)), chunk.steps, chunk.open_entropy) == ([B], (), 0.5)
+
+
+def test_a_step_that_was_glimpsed_at_before_keeps_that_glimpse() -> None:
+    run = write(hop(max_steps=1, open_entropy=2.5), A, STOP, entropy=0.1)
+    assert run.drain(cached_tokens=0).steps == (CutStep(2, 2.5, 2000.0),)
 
 
 def test_each_token_is_handed_out_once() -> None:
@@ -136,6 +155,10 @@ def test_a_step_that_ends_with_the_budget_leaves_nothing_to_think() -> None:
     """Another hop would be asked for no tokens at all, which no engine takes."""
     assert write(hop(max_steps=1, thinking_tokens=3), A, B, STOP).ending is Ending.BUDGET
     assert write(hop(max_steps=1, thinking_tokens=4), A, B, STOP).ending is Ending.STEPS
+
+
+def test_a_hop_of_one_token_that_was_lost_after_it_is_over() -> None:
+    assert Run(hop(max_tokens=1).after(Chunk(thought=pack(A))), MARKS, 0.0).ending is Ending.TOKENS
 
 
 @pytest.mark.parametrize(("thinking", "ending"), [(True, Ending.BUDGET), (False, Ending.LIMIT)])

@@ -1,12 +1,12 @@
 from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import BLANK, CLOSE, END, MARKS, MortalPool, ToyModel, ToyPool, prefix, task
+from toy import BLANK, CLOSE, END, MARKS, OPEN, MortalPool, ToyModel, ToyPool, prefix, task
 
 from router.hop import Chunk, Ending, Hop
 from router.loop import write
@@ -56,26 +56,49 @@ async def test_the_gate_decides_each_step(seed: str, threshold: float) -> None:
             assert (step.entropy <= threshold) == (passage.model == "small")
 
 
+@given(seed=seeds, threshold=st.floats(0.0, 3.0), token=st.floats(0.0, 3.0), chunk=st.integers(1, 9))
+@settings(max_examples=80)
+async def test_the_token_gate_decides_each_token(seed: str, threshold: float, token: float, chunk: int) -> None:
+    served = pools(seed, chunk=chunk)
+    page, passages = await run(task(EntropyGate(threshold, token)), served)
+    small, body, given_whole = ToyModel("small" + seed), [9, OPEN], False
+    begins = {2 + tokens for tokens in (0, *accumulate(s.tokens for p in passages for s in p.steps))}
+    for passage in passages:
+        for word in passage.thought:
+            _, entropy = small.next(body)
+            given_whole = entropy > threshold if len(body) in begins else given_whole
+            assert (passage.model == "large") == (given_whole or entropy > token)
+            body.append(word)
+    steps = [step for passage in passages for step in passage.steps]
+    large = sum(len(p.thought) for p in passages if p.model == "large")
+    assert (sum(s.tokens for s in steps), sum(s.large_tokens for s in steps)) == (page.reasoning_tokens, large)
+    assert page.escalations == len([h for h in served["large"].hops if h.thinking])
+
+
 @given(seed=seeds)
 @settings(max_examples=40)
 async def test_always_small_is_small_alone(seed: str) -> None:
     """Design rule 8."""
     _, alone = await run(task(Alone("small"), answer_by="small"), pools(seed))
-    _, routed = await run(task(EntropyGate(3.0), answer_by="small"), pools(seed))
-    assert tokens(routed) == tokens(alone)
+    for policy in (EntropyGate(3.0), EntropyGate(3.0, 3.0)):
+        _, routed = await run(task(policy, answer_by="small"), pools(seed))
+        assert tokens(routed) == tokens(alone)
 
 
-@given(seed=seeds, threshold=st.floats(0.0, 3.0), chunk=st.integers(1, 5), lives=st.integers(1, 3))
+gates = st.builds(EntropyGate, st.floats(0.0, 3.0), st.none() | st.floats(1.0, 3.0))
+
+
+@given(seed=seeds, policy=gates, chunk=st.integers(1, 5), lives=st.integers(1, 3))
 @settings(max_examples=80)
-async def test_lost_hops_leave_no_gap_and_no_repeat(seed: str, threshold: float, chunk: int, lives: int) -> None:
+async def test_lost_hops_leave_no_gap_and_no_repeat(seed: str, policy: EntropyGate, chunk: int, lives: int) -> None:
     """Design rule 9."""
-    work = task(EntropyGate(threshold))
+    work = task(policy)
     page, whole = await run(work, pools(seed))
     mortal = {m: MortalPool(ToyModel(m + seed), chunk=chunk, lives=lives) for m in ("small", "large")}
     resumed_page, resumed = await run(work, mortal)
     assert tokens(resumed) == tokens(whole)
-    assert [(s.tokens, s.entropy) for p in resumed for s in p.steps] == [
-        (s.tokens, s.entropy) for p in whole for s in p.steps
+    assert [(s.tokens, s.entropy, s.large_tokens) for p in resumed for s in p.steps] == [
+        (s.tokens, s.entropy, s.large_tokens) for p in whole for s in p.steps
     ]
     assert resumed_page.finish_reason == page.finish_reason
 
@@ -179,11 +202,13 @@ async def test_the_large_models_share_is_bounded() -> None:
     assert page.large_share_spent
 
 
-@given(seed=seeds, share=st.floats(0.05, 0.9), chunk=st.integers(1, 9))
+@given(seed=seeds, share=st.floats(0.05, 0.9), token=st.none() | st.floats(0.0, 3.0), chunk=st.integers(1, 9))
 @settings(max_examples=60)
-async def test_the_answer_keeps_to_the_large_models_share_too(seed: str, share: float, chunk: int) -> None:
+async def test_the_answer_keeps_to_the_large_models_share_too(
+    seed: str, share: float, token: float | None, chunk: int
+) -> None:
     served = pools(seed, chunk=chunk)
-    work = task(EntropyGate(1.5, max_large_share=share), tokens=900, max_large_share=share)
+    work = task(EntropyGate(1.5, token, share), tokens=900, max_large_share=share)
     page = Transcript(work, prefix())
     written = [passage async for passage in write(page, served)]
     assert page.finish_reason in ("stop", "length")

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from router.hop import Chunk, End, Hop, Run, unpack
+from router.prefix import ThroughText
 from router.request import Finished, Refusal, Request, Routing, Sampling, StepWritten, Text
 from router.service import Defaults, StepRouter
 from router.steps import Marks
@@ -157,6 +158,22 @@ async def test_reasoning_and_answer_are_apart_and_tags_are_never_shown(chunk: in
     assert isinstance(told[-1], Finished)
     assert told[-1].finish_reason == "stop"
     assert told[-1].escalations == 1
+
+
+@chunks
+async def test_a_step_written_token_by_token_reads_like_any_other(chunk: int) -> None:
+    service, _ = router("One.\n\nZwölf 🙂.\n\n</think>\n\nIt is 42.\n<end>", chunk=chunk, hard=frozenset({1}))
+    told = await events(service, chat(routing=Routing(threshold=3.0, token_threshold=1.0)))
+    assert voice(told, "reasoning") == "One.\n\nZwölf 🙂.\n\n"
+    assert voice(told, "content") == "It is 42.\n"
+    steps = [e for e in told if isinstance(e, StepWritten)]
+    assert [(s.model, s.text, s.entropy) for s in steps][:2] == [
+        ("small", "One.\n\n", 0.0),
+        ("large", "Zwölf 🙂.\n\n", 2.0),
+    ]
+    assert [s.large_tokens for s in steps][:2] == [0, steps[1].tokens]
+    assert isinstance(told[-1], Finished)
+    assert (told[-1].escalations, told[-1].token_threshold) == (steps[1].tokens, 1.0)
 
 
 @chunks
@@ -359,3 +376,13 @@ async def test_a_pool_at_rest_is_ready_and_stays_asleep() -> None:
     service, pools = router("")
     pools["large"].asleep = True
     assert await service.ready() is None
+
+
+async def test_strangers_hand_each_other_whole_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.service.bridge", lambda small, large: ThroughText({"small": small, "large": large}))
+    service, _ = router("One.\n\nTwo.")
+    with pytest.raises(Refusal, match="whole steps") as refused:
+        service.begin(chat(routing=Routing(token_threshold=1.0)))
+    assert refused.value.param == "glimpse.token_threshold"
+    with pytest.raises(ValueError, match=r"^routing\.token_threshold: "):
+        router("One.\n\nTwo.", defaults=replace(DEFAULTS, token_threshold=1.0))

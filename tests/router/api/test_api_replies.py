@@ -137,12 +137,12 @@ async def test_every_supported_field_reaches_the_service(client, service, chat):
         user="u",
         metadata={"run": "1"},
         store=False,
-        glimpse={"threshold": 0, "answer_by": "small", "max_large_share": 1},
+        glimpse={"threshold": 0, "token_threshold": 2, "answer_by": "small", "max_large_share": 1},
     )
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
     asked = service.requests[0]
     assert asked.sampling == Sampling(temperature=1.0, top_p=0.9, top_k=20, min_p=0.1, seed=-7, stop=("a", "b"))
-    assert asked.routing == Routing("routed", threshold=0.0, answer_by="small", max_large_share=1.0)
+    assert asked.routing == Routing("routed", 0.0, token_threshold=2.0, answer_by="small", max_large_share=1.0)
     assert (asked.max_tokens, asked.timeout_s, asked.streaming, asked.tenant) == (100, 2.5, False, "")
 
 
