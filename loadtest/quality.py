@@ -203,7 +203,8 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
 
     def save(best: Outcome | None = None, separated: Separation | None = None) -> None:
         if options.json:
-            saved = as_json(bench, served, outcomes, pairings([*outcomes, *([best] if best else [])]), separated)
+            compared = pairings([*outcomes, best] if best else outcomes)
+            saved = as_json(bench, served, outcomes, compared, separated)
             options.json.write_text(json.dumps(saved | {"oracle": best.row() if best else None}, indent=1) + "\n")
 
     async def attempted(outcome: Awaitable[Outcome]) -> None:

@@ -48,12 +48,15 @@ async def test_the_large_model_is_as_right_as_ever(http: httpx.AsyncClient, draw
     assert right >= 22
 
 
-@pytest.mark.parametrize("model", ["glimpse", "small", "large"])
+BY_TOKEN = {"threshold": 3.0, "token_threshold": 0.5}
+
+
+@pytest.mark.parametrize(("model", "glimpse"), [("glimpse", {}), ("glimpse", BY_TOKEN), ("small", {}), ("large", {})])
 async def test_greedy_replies_are_those_without_drafts(
-    http: httpx.AsyncClient, client: httpx.AsyncClient, model: str
+    http: httpx.AsyncClient, client: httpx.AsyncClient, model: str, glimpse: dict[str, float]
 ) -> None:
     questions = [one.question for one in problems(24)]
-    drafted, plain = [await ask_all(one, questions, model, at_a_time=8) for one in (http, client)]
+    drafted, plain = [await ask_all(one, questions, model, at_a_time=8, glimpse=glimpse) for one in (http, client)]
     assert [said(reply) for reply in drafted] == [said(reply) for reply in plain]
 
 
