@@ -142,7 +142,7 @@ class RoutingConfig(Settings):
         default=1.0, ge=0, description="nats; a step's first token above it goes to the large model"
     )
     token_threshold: float | None = Field(
-        default=None, ge=0, description="nats; every other token above it goes to the large model, by itself"
+        default=None, ge=0, description="nats; a token above it, wherever in a step, goes to the large model by itself"
     )
     answer_by: Literal["large", "small"] = "large"
     think_tags: tuple[str, str] | None = ("<think>", "</think>")

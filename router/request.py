@@ -42,8 +42,8 @@ class Routing:
         the large model with probability `random_share` (the control in every comparison).
     threshold: the gate in nats; a step whose first-token entropy is above it is the large model's. None: the
         profile's.
-    token_threshold: nats; every other token whose entropy is above it is the large model's, by itself. None: the
-        profile's, which may have none.
+    token_threshold: nats; a token whose entropy is above it, wherever it stands in a step, is the large model's, by
+        itself. None: the profile's, which may have none.
     answer_by: who writes the answer after the thinking; None: the profile's.
     max_large_share: bound on the large model's share of the tokens committed so far, 0..1.
     """

@@ -59,11 +59,10 @@ class StepRouter:
         context_tokens: int,
         defaults: Defaults,
     ) -> None:
-        self._vocabularies, self._pools, self._defaults = vocabularies, pools, defaults
+        self._vocabularies, self._pools = vocabularies, pools
         small, large = vocabularies["small"], vocabularies["large"]
         self._bridge: Bridge = bridge(small, large)
-        if defaults.token_threshold is not None and self._bridge.handover == "text":
-            raise ValueError(f"routing.token_threshold: {WHOLE_STEPS}")
+        self._defaults = self._fitting(defaults)
         self._writers: Mapping[Model, Pool] = pools
         self.controller: Controller | None = None
         if defaults.target is not None:
@@ -82,8 +81,13 @@ class StepRouter:
 
     def tune(self, defaults: Defaults) -> None:
         """From now on; requests under way keep what they began with."""
-        self._defaults = defaults
+        self._defaults = self._fitting(defaults)
         self.pair = replace(self.pair, threshold=defaults.threshold, answer_by=defaults.answer_by)
+
+    def _fitting(self, defaults: Defaults) -> Defaults:
+        if defaults.token_threshold is not None and self._bridge.handover == "text":
+            raise ValueError(f"routing.token_threshold: {WHOLE_STEPS}")
+        return defaults
 
     async def ready(self) -> str | None:
         """None when both pools answer, or rest at zero and can be woken; else what is missing."""

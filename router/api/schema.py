@@ -189,7 +189,7 @@ class Glimpse(Body):
 
     threshold: float | None = Field(default=None, ge=0, description="Nats; steps above it are the large model's.")
     token_threshold: float | None = Field(
-        default=None, ge=0, description="Nats; every other token above it is the large model's, by itself."
+        default=None, ge=0, description="Nats; a token above it, wherever in a step, is the large model's, by itself."
     )
     answer_by: Model | None = None
     max_large_share: float | None = Field(default=None, ge=0, le=1, description="Of the tokens committed so far.")

@@ -384,5 +384,8 @@ async def test_strangers_hand_each_other_whole_steps_only(monkeypatch: pytest.Mo
     with pytest.raises(Refusal, match="whole steps") as refused:
         service.begin(chat(routing=Routing(token_threshold=1.0)))
     assert refused.value.param == "glimpse.token_threshold"
+    by_token = replace(DEFAULTS, token_threshold=1.0)
     with pytest.raises(ValueError, match=r"^routing\.token_threshold: "):
-        router("One.\n\nTwo.", defaults=replace(DEFAULTS, token_threshold=1.0))
+        router("One.\n\nTwo.", defaults=by_token)
+    with pytest.raises(ValueError, match=r"^routing\.token_threshold: "):
+        service.tune(by_token)
