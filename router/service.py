@@ -246,6 +246,7 @@ class Reader:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._step_utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._step = array("i")
+        self._step_begun: tuple[Model, int, str] = ("small", 0, "")
         self._index = 0
         self._answering = page.task.plain
         self._content_begun = False
@@ -277,12 +278,18 @@ class Reader:
         return ids if self._page.task.plain else array("i", (i for i in ids if i != words.marks.close))
 
     def _steps(self, passage: Passage, words: Vocabulary, *, thought_over: bool) -> list[Event]:
+        writer, begun, text = self._step_begun
+        if writer != passage.model:
+            # The tokens of a step that both models write are each in their writer's vocabulary.
+            begun, text = begun + len(self._step), text + self._step_text(self._vocabularies[writer], self._step)
+            self._step = array("i")
         self._step.extend(passage.thought)
         events: list[Event] = []
         for n, step in enumerate(passage.steps, start=1):
-            ids, self._step = self._step[: step.tokens], self._step[step.tokens :]
+            own = step.tokens - begun
+            ids, self._step = self._step[:own], self._step[own:]
             last = thought_over and n == len(passage.steps)
-            text = self._step_utf8.decode(words.bytes(self._seen(ids, words)), final=last)
+            text += self._step_text(words, ids, final=last)
             if self.stopped:
                 text = text[: max(0, self._shown - self._told)]
             self._told += len(text)
@@ -300,7 +307,12 @@ class Reader:
                 )
             )
             self._index += 1
+            begun, text = 0, ""
+        self._step_begun = (passage.model, begun, text)
         return events
+
+    def _step_text(self, words: Vocabulary, ids: array[int], *, final: bool = False) -> str:
+        return self._step_utf8.decode(words.bytes(self._seen(ids, words)), final=final)
 
     def _say(self, text: str) -> list[Event]:
         voice: Voice = "content" if self._answering else "reasoning"

@@ -76,7 +76,7 @@ class Transcript:
         self.large_share_spent = False
         self.policy = task.policy
         self.degraded: Model | None = None
-        self._open_tokens = self._open_large_tokens = 0
+        self._open_tokens = self._open_large_tokens = self._unseen = 0
         self._open_ms = 0.0
         self._open_entropy: float | None = None
         self._last_step: tuple[Model, int] = ("small", 0)
@@ -111,6 +111,9 @@ class Transcript:
         escalated = turn.model == "large" and self.last in (Ending.GLIMPSE, Ending.TOKEN)
         self.escalations += escalated
         self.large_share_spent |= turn.ungated_steps > 0
+        # A step that the other model began has some length in this one's tokens, nobody knows which.
+        known = task.carries_lengths
+        self._unseen = 0 if known else self._open_tokens
         writer, tokens = self._last_step
         return replace(
             self._hop(turn.model),
@@ -121,8 +124,8 @@ class Transcript:
             max_tokens=turn.tokens,
             thinking_tokens=(budget.tokens if task.plain else budget.thinking) - self.reasoning_tokens,
             answers=turn.tokens == UNBOUNDED and self._may_go_on(turn.model),
-            open_tokens=self._open_tokens if task.carries_lengths or writer == turn.model else 0,
-            last_step_tokens=tokens if task.carries_lengths or writer == turn.model else 0,
+            open_tokens=self._open_tokens if known else 0,
+            last_step_tokens=tokens if known or writer == turn.model else 0,
             open_entropy=self._open_entropy,
             open_ms=self._open_ms,
         )
@@ -150,11 +153,12 @@ class Transcript:
         self._answered += len(answer)
         self.reasoning_tokens += len(thought)
         self.steps += len(chunk.steps)
-        left_open = self._open_tokens + len(thought) - sum(step.tokens for step in chunk.steps)
-        steps = tuple(self._ended(model, step) for step in chunk.steps)
+        written = self._whole(chunk.steps)
+        left_open = self._open_tokens + len(thought) - sum(step.tokens for step in written)
+        steps = tuple(self._ended(model, step) for step in written)
         self._begun(model, left_open - self._open_tokens)
         if steps:
-            self._last_step = (model, steps[-1].tokens)
+            self._last_step = (model, chunk.steps[-1].tokens)
         self._open_entropy = chunk.open_entropy
         if chunk.end is not None:
             self._hop_over(chunk.end, answering=chunk.answering)
@@ -217,6 +221,13 @@ class Transcript:
             prompt = self.prefix.prompt_tokens[model]
             used = ModelUsage(prompt_tokens=prompt, cached_tokens=min(cached_tokens, prompt))
         self.usage[model] = replace(used, completion_tokens=used.completion_tokens + tokens)
+
+    def _whole(self, steps: tuple[CutStep, ...]) -> tuple[CutStep, ...]:
+        """The steps of a chunk, the first with those of its tokens that its hop knew nothing of."""
+        if not steps or not self._unseen:
+            return steps
+        unseen, self._unseen = self._unseen, 0
+        return (replace(steps[0], tokens=steps[0].tokens + unseen), *steps[1:])
 
     def _begun(self, model: Model, tokens: int) -> None:
         self._open_tokens += tokens

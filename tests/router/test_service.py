@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from router.hop import Chunk, End, Hop, Run, unpack
 from router.prefix import ThroughText
-from router.request import Finished, Refusal, Request, Routing, Sampling, StepWritten, Text
+from router.request import Finished, Refusal, Request, Routing, Sampling, StepWritten, Text, Unavailable
 from router.service import Defaults, StepRouter
 from router.steps import Marks
 
@@ -73,6 +73,7 @@ class Reciter:
         self.hops: list[Hop] = []
         self.closed = 0
         self.asleep = False
+        self.words = Bytes()
 
     async def rests(self) -> bool:
         return self.asleep
@@ -83,8 +84,9 @@ class Reciter:
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         self.hops.append(hop)
-        run = Run(hop, MARKS, time.monotonic())
+        run = Run(hop, self.words.marks, time.monotonic())
         at = hop.prefix_tokens - PROMPT
+        bytes_of = self.words.bytes
         begun = bytes_of(unpack(hop.prefix)[PROMPT:]).count(b"\n\n")
         try:
             while run.ending is None:
@@ -389,3 +391,52 @@ async def test_strangers_hand_each_other_whole_steps_only(monkeypatch: pytest.Mo
         router("One.\n\nTwo.", defaults=by_token)
     with pytest.raises(ValueError, match=r"^routing\.token_threshold: "):
         service.tune(by_token)
+
+
+class Backwards(Bytes):
+    """A stranger's vocabulary: the same bytes, numbered from the other end."""
+
+    visible = (b"", b"", b"", *(bytes([b]) for b in reversed(range(256))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks = Marks.of(self.visible, close=CLOSE, ends=[END])
+        self.closing = [CLOSE, *self.encode("\n\n")]
+
+    def encode(self, text: str) -> list[int]:
+        return [FIRST_BYTE + 255 - b for b in text.encode()]
+
+
+class Breaking(Reciter):
+    """Is gone for good after so many chunks."""
+
+    def __init__(self, script: list[int], chunk: int, lives: int) -> None:
+        super().__init__(script, chunk)
+        self.lives = lives
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        async for chunk in super().write(hop):
+            if self.lives == 0:
+                raise Unavailable("small")
+            self.lives -= 1
+            yield chunk
+
+
+@pytest.mark.parametrize("lives", range(6))
+async def test_a_step_that_a_stranger_takes_over_in_its_middle_is_told_whole(
+    monkeypatch: pytest.MonkeyPatch, lives: int
+) -> None:
+    monkeypatch.setattr("router.service.bridge", lambda small, large: ThroughText({"small": small, "large": large}))
+    text = "One.\n\nTwo.\n\nThree.\n\n</think>\n\n3"
+    small, large = Bytes(), Backwards()
+    mirrored = [token if token < FIRST_BYTE else 2 * FIRST_BYTE + 255 - token for token in tokens(text)]
+    pools = {"small": Breaking(tokens(text), 3, lives), "large": Reciter(mirrored, 3)}
+    pools["large"].words = large
+    defaults = replace(DEFAULTS, dispensable=frozenset({"small"}))
+    service = StepRouter("p", {"small": small, "large": large}, pools, 1000, defaults)
+    read = await events(service, chat())
+    steps = [event for event in read if isinstance(event, StepWritten)]
+    assert [step.text for step in steps] == ["One.\n\n", "Two.\n\n", "Three.\n\n", ""]
+    assert [step.tokens for step in steps] == [6, 6, 8, 1]
+    assert sum(step.large_tokens for step in steps) == sum(step.tokens for step in steps) - 3 * lives
+    assert voice(read, "content") == "3"
