@@ -39,7 +39,9 @@ from loadtest.hard_steps import tokenizer_of
 RECORDING = Path(__file__).parent / "recordings" / "gsm8k.jsonl"
 CHAIN, FORMAT = "chain.json", "recorded"
 UNSURE = 8
-"""First tokens of a step that the small model is unsure of."""
+"""Tokens between which the small model is unsure."""
+SHORTEST = 4
+"""Tokens of a step at least: one to be unsure of, and what a request ends in."""
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -91,10 +93,12 @@ TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """tokens: its delimiter, or the end of the text, included."""
+    """tokens: its delimiter, or the end of the text, included. hard: the large model's, by its first token. unsure: the
+    tokens that are the large model's one by one, by their places from 0."""
 
     tokens: int
     hard: bool
+    unsure: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +153,31 @@ class Words:
 
 
 def read(path: Path) -> list[tuple[Step, ...]]:
-    """Recorded requests, one a line: `{"steps": [[tokens, whether the large model wrote it], …]}`."""
+    """Recorded requests, one a line, as `loadtest.record` writes them."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        requests = [tuple(Step(int(tokens), bool(hard)) for tokens, hard in line["steps"]) for line in lines]
+        requests = [tuple(_step(*step) for step in line["steps"]) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MeasuringError(f"{path}: not a recording, which has lines with `steps`: {error}") from None
-    if not requests or any(not steps or min(step.tokens for step in steps) < 4 for steps in requests):
-        raise MeasuringError(f"{path}: needs requests, each of steps of 4 tokens or more")
+    if not requests or any(not steps or min(step.tokens for step in steps) < SHORTEST for steps in requests):
+        raise MeasuringError(f"{path}: needs requests, each of steps of {SHORTEST} tokens or more")
     return requests
+
+
+def _step(tokens: int, by_large: bool | Sequence[int]) -> Step:
+    if isinstance(by_large, bool):
+        return Step(int(tokens), by_large)
+    unsure = tuple(int(place) for place in by_large)
+    if not all(0 <= place < tokens for place in unsure):
+        raise ValueError(f"a step of {tokens} tokens has no places {unsure}")
+    return Step(int(tokens), False, unsure)
 
 
 def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = False) -> Chain:
     """Every request's tokens, one after the other. around: each request goes on with the next one, the last with the
     first, and none has an answer."""
     starts: list[str] = []
-    edges: list[tuple[int, int]] = []
+    edges: list[tuple[int, Sequence[int]]] = []
     successors: dict[int, tuple[int, ...]] = dict.fromkeys(words.digits, (words.end,))
     try:
         for n, steps in enumerate(requests):
@@ -172,27 +185,31 @@ def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = 
             starts.append(start)
             endings = [[next(words.breaks)] for _ in steps[1:]]
             endings.append([next(words.breaks)] if around else [next(words.marks), words.digits[n % 10], words.end])
-            last = first
+            last: Sequence[int] = (first,)
             for step, ending in zip(steps, endings, strict=True):
-                last = _write(last, step, ending, words, successors)
+                for following in _written(step, ending, words.inner):
+                    successors |= dict.fromkeys(last, following)
+                    last = following
             edges.append((first, last))
     except StopIteration:
         raise MeasuringError("the tokenizer has too few tokens for a recording as long as this") from None
     if around:
-        for (_, last), (first, _) in pairwise([*edges, edges[0]]):
-            successors[last] = successors[first]
+        for (_, ends), (first, _) in pairwise([*edges, edges[0]]):
+            successors |= dict.fromkeys(ends, successors[first])
     return Chain(tuple(starts), tuple(n % 10 for n in range(len(requests))), successors)
 
 
-def _write(last: int, step: Step, ending: Sequence[int], words: Words, successors: dict[int, tuple[int, ...]]) -> int:
-    """A step after the token `last`. Returns the token that it ends with."""
-    first = [next(words.inner) for _ in range(UNSURE if step.hard else 1)]
-    path = [next(words.inner) for _ in range(step.tokens - 1 - len(ending))] + list(ending)
-    successors[last] = tuple(first)
-    successors |= dict.fromkeys(first, (path[0],))
-    for token, after in pairwise(path):
-        successors[token] = (after,)
-    return path[-1]
+def _written(step: Step, ending: Sequence[int], inner: Iterator[int]) -> list[tuple[int, ...]]:
+    """The step's tokens: of each those that it may be. An ending is always certain."""
+    places = step.tokens - len(ending)
+    unsure = {0} if step.hard else set()
+    for place in reversed(step.unsure):
+        # One that stands among the ending's, or took this one's place, goes to the next before it that is free.
+        while place >= places or place in unsure:
+            place -= 1
+        unsure.add(max(place, 0))
+    written = [tuple([next(inner) for _ in range(UNSURE if place in unsure else 1)]) for place in range(places)]
+    return written + [(token,) for token in ending]
 
 
 def questions(chain: Chain, count: int, tokens: int) -> Iterator[dict[str, str]]:
@@ -214,7 +231,7 @@ def model(folder: Path, tokenizer: Any, shape: str, chain: Chain) -> None:
     (folder / CHAIN).write_text(json.dumps({str(token): after for token, after in chain.successors.items()}))
 
 
-def profile(options: argparse.Namespace) -> dict[str, Any]:
+def profile(options: argparse.Namespace, gates: Mapping[str, float]) -> dict[str, Any]:
     """Both models on one GPU, or on the CPU."""
     pools = {}
     for name, shape, share, cache in (("small", options.small, 0.2, 12), ("large", options.large, 0.75, 20)):
@@ -247,13 +264,19 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
         pools[name] = pool
     args = {
         **pools,
-        "routing": {"threshold": 1.0},
+        "routing": dict(gates),
         "limits": {"max_tokens": 16384, "max_steps": 1024, "deadline_s": 3600.0},
         "router": {"cpus": 0.5},
     }
     return {
         "applications": [{"name": "glimpse", "route_prefix": "/", "import_path": "deployments.app:build", "args": args}]
     }
+
+
+def routing(requests: Sequence[Sequence[Step]]) -> dict[str, float]:
+    """That of a recording: by tokens where there are tokens that went by themselves, else by steps."""
+    by_token = any(step.unsure for steps in requests for step in steps)
+    return {"threshold": 3.0, "token_threshold": 1.0} if by_token else {"threshold": 1.0}
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -284,12 +307,13 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     tokenizer = tokenizer_of(options.tokenizer)
-    chain = chained(read(options.recording), Words.of(tokenizer), around=options.around)
+    requests = read(options.recording)
+    chain = chained(requests, Words.of(tokenizer), around=options.around)
     for name, shape in (("small", options.small), ("large", options.large)):
         model(options.folder / name, tokenizer, "tiny" if options.paced else shape, chain)
     asked = questions(chain, options.questions, options.prompt_tokens)
     (options.folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
-    (options.folder / "profile.yaml").write_text(yaml.safe_dump(profile(options), sort_keys=False))
+    (options.folder / "profile.yaml").write_text(yaml.safe_dump(profile(options, routing(requests)), sort_keys=False))
     print(f"{options.folder}: {options.small}, {options.large}, {len(chain.starts)} requests, profile.yaml")
 
 

@@ -22,6 +22,7 @@ from loadtest.recorded import (
     questions,
     read,
     read_options,
+    routing,
 )
 from loadtest.recorded_worker import chain as write_chain
 
@@ -55,11 +56,30 @@ def replayed(chain: Chain, start: int, most: int = 100) -> list[Step]:
     return steps
 
 
+def choices(chain: Chain) -> list[int]:
+    """Of each token of the first request, how many it may be."""
+    last, counts = int(chain.starts[0].removeprefix("start")), []
+    while last != END:
+        counts.append(len(chain.successors[last]))
+        last = chain.successors[last][0]
+    return counts
+
+
 def test_a_chain_has_the_recorded_steps() -> None:
     chain = chained(REQUESTS, words())
     starts = [int(start.removeprefix("start")) for start in chain.starts]
     assert [replayed(chain, start) for start in starts] == [list(steps) for steps in REQUESTS]
     assert {len(after) for after in chain.successors.values()} == {1, UNSURE}
+
+
+def test_tokens_that_went_by_themselves_are_unsure_where_they_stand_or_before_the_ending() -> None:
+    text = choices(chained([(Step(6, False, (0, 3)), Step(8, False, (4, 5, 7)), Step(7, False, (6,)))], words()))
+    assert [place for place, count in enumerate(text) if count == UNSURE] == [0, 3, 6 + 4, 6 + 5, 6 + 6, 14 + 3]
+    assert len(text) == 6 + 8 + 7
+
+
+def test_more_unsure_tokens_than_there_is_room_for_are_as_many_as_there_is() -> None:
+    assert choices(chained([(Step(4, True, (0, 1, 2, 3)), Step(4, False))], words()))[:4] == [UNSURE] * 3 + [1]
 
 
 def test_requests_that_go_around_go_on_with_one_another_and_never_end() -> None:
@@ -81,12 +101,22 @@ def test_a_recording_that_is_longer_than_the_vocabulary_is_refused() -> None:
         chained(REQUESTS, words(inner=20))
 
 
-def test_the_recording_that_comes_along_can_be_read() -> None:
+def test_the_recordings_that_come_along_can_be_read() -> None:
     steps = [step for steps in read(RECORDING) for step in steps]
     assert (len(steps), sum(step.tokens for step in steps), sum(step.hard for step in steps)) == (109, 4857, 23)
+    steps = [step for steps in read(RECORDING.with_stem("gsm8k-tokens")) for step in steps]
+    assert (len(steps), sum(step.tokens for step in steps), sum(len(step.unsure) for step in steps)) == (107, 4736, 865)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"steps": []}', '{"steps": [[3, true]]}', "steps", '{"steps": [1]}'])
+def test_a_recording_is_replayed_with_the_gate_it_was_made_with() -> None:
+    assert "token_threshold" not in routing(read(RECORDING))
+    assert routing(read(RECORDING.with_stem("gsm8k-tokens")))["token_threshold"] < math.log(UNSURE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"steps": []}', '{"steps": [[3, true]]}', "steps", '{"steps": [1]}', '{"steps": [[6, [1, 6]]]}'],
+)
 def test_what_is_no_recording_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recording.jsonl"
     path.write_text(text)
@@ -126,7 +156,7 @@ def test_a_model_writes_the_chain_and_is_unsure_where_a_step_is_hard() -> None:
 
 def test_engines_that_wait_have_a_pace_and_those_that_compute_have_none(tmp_path: Path) -> None:
     for options, paced in ((["--paced"], True), (["--cpu"], False), ([], False)):
-        made = profile(read_options([str(tmp_path), "--tokenizer", "t", *options]))
+        made = profile(read_options([str(tmp_path), "--tokenizer", "t", *options]), {"threshold": 1.0})
         for name in ("small", "large"):
             pool = made["applications"][0]["args"][name]
             assert ({*PACE} <= pool.get("env", {}).keys()) is paced

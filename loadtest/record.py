@@ -1,0 +1,108 @@
+"""Which tokens of its reasoning a pair's large model writes, for models of other shapes to replay.
+
+    python -m loadtest.record my-pair.jsonl --profile my-pair.yaml --data problems.jsonl --problems 16
+    python -m loadtest.recorded /tmp/replay --recording my-pair.jsonl --tokenizer DIR …
+
+Starts the profile's system, has its requests traced, to a receiver in this process, and writes what they tell: a line a
+request, `{"steps": [[tokens, by_large], …]}`. `by_large` is true or false of a whole step, or the places in it, from 0,
+of the tokens that the large model wrote one by one (`token_threshold`). A step too short to be replayed counts to the
+one before. An answer after the reasoning is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from loadtest.client import Client, each
+from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.hop_time import HOPS, traced
+from loadtest.questions import BOXED, Question, from_file, generated
+from loadtest.receiver import Receiver, Span
+from loadtest.recorded import SHORTEST, Step
+
+
+def writers(trace: Iterable[Span]) -> list[bool]:
+    """Of each token in turn, whether the large model wrote it."""
+    hops = sorted((span for span in trace if span.name in HOPS), key=lambda span: span.began)
+    return [HOPS[hop.name] == "large" for hop in hops for _ in range(hop.attributes["gen_ai.usage.output_tokens"])]
+
+
+def steps(lengths: Sequence[int], by_large: Sequence[bool]) -> list[Step]:
+    """Steps of such lengths, and who wrote them."""
+    told: list[Step] = []
+    for length, end in zip(joined := _joined(lengths), accumulate(joined), strict=True):
+        large = by_large[end - length : end]
+        places = () if all(large) else tuple(place for place, one in enumerate(large) if one)
+        told.append(Step(length, all(large), places))
+    return told
+
+
+def _joined(lengths: Iterable[int]) -> list[int]:
+    joined: list[int] = []
+    for length in lengths:
+        if joined and min(length, joined[-1]) < SHORTEST:
+            joined[-1] += length
+        else:
+            joined.append(length)
+    return joined
+
+
+def line(recorded: Sequence[Step]) -> str:
+    return json.dumps({"steps": [[step.tokens, list(step.unsure) or step.hard] for step in recorded]}) + "\n"
+
+
+async def record(url: str, receiver: Receiver, questions: Sequence[Question], options: argparse.Namespace) -> str:
+    async with Client(url) as client:
+
+        async def one(question: Question) -> str:
+            trace = secrets.token_hex(16)
+            reply = await client.chat(
+                question.messages,
+                "glimpse",
+                headers={"traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"},
+                max_tokens=options.max_tokens,
+                glimpse={"include_steps": True},
+            )
+            by_large = writers(await asyncio.to_thread(receiver.complete, trace))
+            lengths = [step.tokens for step in reply.steps]
+            if sum(lengths) < SHORTEST:
+                raise MeasuringError(f"a reply has no reasoning to record; its question: {question.text[:80]!r}")
+            if len(by_large) < sum(lengths):
+                raise MeasuringError("not all spans of a request came in time; record fewer at a time (--concurrency)")
+            return line(steps(lengths, by_large))
+
+        return "".join(await each(questions, one, concurrency=options.concurrency, label="recording"))
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    made = parser("loadtest.record", __doc__, concurrency=8)
+    made.add_argument("recording", type=Path, help="where to write it")
+    made.add_argument("--problems", type=at_least_one, default=16, metavar="N", help="(default: %(default)s)")
+    made.add_argument("--data", type=Path, metavar="FILE.jsonl", help="with `question` and `answer`, not the generator")
+    made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the profile's)")
+    return made.parse_args(arguments)
+
+
+def main() -> None:
+    options = read_options()
+    if options.url:
+        raise MeasuringError("--url cannot be used here: the system has to be one that is started for this")
+    if options.data is None:
+        questions = generated(options.seed, options.problems)
+    else:
+        questions = from_file(options.data, options.problems, BOXED)
+    with traced() as receiver, serving(None, options.profile, options.port) as url:
+        told = asyncio.run(record(url, receiver, questions, options))
+    options.recording.write_text(told)
+    print(f"{options.recording}: {len(questions)} requests", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)
