@@ -247,6 +247,8 @@ class Engine:
             stop_token_ids=self._breaks if run.one_step else None,
             detokenize=bool(hop.sampling.stop),
             output_kind=RequestOutputKind.DELTA,
+            # Made for this one call: vLLM need not copy it to the bottom.
+            skip_clone=True,
         )
 
     def _take(self, run: Run, piece: CompletionOutput) -> None:

@@ -296,8 +296,10 @@ class Run:
 
     @property
     def one_step(self) -> bool:
-        """Whether the first delimiter ends the hop, so that the engine can stop there by itself."""
-        return not self.answering and self._hop.gate is None and self._hop.max_steps - self._steps_done == 1
+        """Whether the first delimiter ends the hop, so that the engine has to stop there by itself. A last token needs
+        no telling."""
+        hop = self._hop
+        return not self.answering and hop.gate is None and hop.max_steps - self._steps_done == 1 < self.tokens_left
 
 
 def _above(entropy: float | None, gate: float | None) -> bool:

@@ -149,6 +149,7 @@ def test_the_engine_may_stop_at_a_delimiter_only_in_a_hop_of_one_ungated_step() 
     assert not Run(hop(max_steps=1, gate=1.0), MARKS, 0.0).one_step
     assert not Run(hop(max_steps=2), MARKS, 0.0).one_step
     assert not Run(hop(max_steps=1, thinking=False), MARKS, 0.0).one_step
+    assert not Run(hop(max_steps=1, max_tokens=1), MARKS, 0.0).one_step
 
 
 def test_a_step_that_ends_with_the_budget_leaves_nothing_to_think() -> None:
