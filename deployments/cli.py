@@ -148,6 +148,9 @@ def calibrate(
         float | None, typer.Option(min=0, max=1, help="Wanted share of tokens by the large model, 0 to 1.")
     ] = None,
     accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Wanted share of right answers, 0 to 1.")] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Find the token threshold; that of steps stays what it is.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="JSONL with `question` and `answer`. Default: the embedded generator.")
     ] = None,
@@ -179,9 +182,11 @@ def calibrate(
             bench = Bench(client, questions, seed, concurrency, max_tokens)
             start = (await client.served()).threshold
             if share is not None:
-                return await calibration.by_share(bench, share, start)
+                by_share = calibration.tokens_by_share if tokens else calibration.by_share
+                return await by_share(bench, share, start)
             assert accuracy is not None
-            return await calibration.by_accuracy(bench, accuracy, start)
+            by_accuracy = calibration.tokens_by_accuracy if tokens else calibration.by_accuracy
+            return await by_accuracy(bench, accuracy, start)
 
     try:
         questions = generated(seed, problems, "tune") if data is None else from_file(data, problems, BOXED)
@@ -191,7 +196,7 @@ def calibrate(
             calibration.write(profile, found)
     except MeasuringError as error:
         raise _fail(error) from None
-    typer.echo(f"threshold {found.note}" + ("" if dry_run else f"; written into {profile}"))
+    typer.echo(found.note + ("" if dry_run else f"; written into {profile}"))
 
 
 @app.command()

@@ -6,16 +6,19 @@ comes to is the wanted one. The interval is that of the threshold found, over pr
 
 Accuracy: thresholds over the range of the entropies are tried; the highest that is as right as wanted is taken. The
 interval goes from the highest that surely is to the highest that may be (95 % each).
+
+A token threshold is found in the same way, but that no run tells the entropies of its tokens: its share is tried where
+those that were tried say that it lies.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +33,34 @@ from loadtest.quality import Bench
 from router.glimpse import MAX_ENTROPY
 
 TOLERANCE = 0.01
+LEAST = 1e-4
+"""A share that is as good as none."""
 TRIES = 5
 DRAWS = 1000
 GRID = 8
+TOKEN_START = 0.5
+TOKEN_GRID = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Nats. Nothing near 0, where every token takes two hops."""
+Gate = Literal["threshold", "token_threshold"]
+Weights = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """threshold in nats, with its 95 % interval; the share and the accuracy that it came to on the sample."""
+    """threshold in nats, with its 95 % interval; the share and the accuracy that it came to on the sample. gate: which
+    of `routing`'s thresholds it is."""
 
     threshold: Estimate
     large_token_share: float
     accuracy: Estimate | None
     problems: int
+    gate: Gate = "threshold"
 
     @property
     def note(self) -> str:
         right = f", {self.accuracy.value:.1%} right" if self.accuracy else ""
         return (
-            f"{self.threshold.value:g} nats (95 %: {self.threshold.low:g} to {self.threshold.high:g}): "
+            f"{self.gate} {self.threshold.value:g} nats (95 %: {self.threshold.low:g} to {self.threshold.high:g}): "
             f"{self.large_token_share:.1%} of tokens by large{right}, {self.problems} problems"
         )
 
@@ -69,22 +81,16 @@ class Glimpses:
         self.entropies: NDArray[np.float64] = np.array([step[1] for step in steps])
         self._problem = np.array([step[0] for step in steps])
         self._tokens = np.array([step[2] for step in steps], dtype=float)
-        # Who writes the answer does not depend on the threshold.
-        by_gate = [sum(step.tokens for step in reply.steps if step.model == "large") for reply in replies]
-        self._always = np.array([reply.large_tokens - gated for reply, gated in zip(replies, by_gate, strict=True)])
+        self._always = _always(replies)
         self._all = np.array([reply.tokens for reply in replies], dtype=float)
 
-    def threshold(self, share: float, weights: NDArray[np.float64] | None = None) -> float:
+    def threshold(self, share: float, weights: Weights | None = None) -> float:
         """The lowest at which the large model's share would be no more than `share`. weights: how often each reply
         counts. Raises `MeasuringError` where no threshold reaches it."""
         weights = np.ones(len(self._all)) if weights is None else weights
         total = float(weights @ self._all)
         always = float(weights @ self._always)
-        if always / total > share:
-            raise MeasuringError(
-                f"the answers alone are {always / total:.1%} of the tokens and by the large model; "
-                "ask for more, or let the small model answer (routing.answer_by)"
-            )
+        _reachable(share, always / total)
         shares = (always + np.cumsum(weights[self._problem] * self._tokens)) / total
         easy = int(np.searchsorted(shares, share, side="right"))
         if easy == len(shares):
@@ -95,22 +101,64 @@ class Glimpses:
 
     def interval(self, share: float, seed: int) -> tuple[float, float]:
         """95 % of the thresholds found when the problems are drawn again."""
-        dice = np.random.default_rng(seed)
-        count = len(self._all)
-        found = []
-        for _ in range(DRAWS):
-            weights = np.bincount(dice.integers(count, size=count), minlength=count).astype(float)
-            try:
-                found.append(self.threshold(share, weights))
-            except MeasuringError:
-                found.append(MAX_ENTROPY)
-        low, high = np.percentile(found, [2.5, 97.5])
-        return float(low), float(high)
+        return _interval(lambda weights: self.threshold(share, weights), len(self._all), seed)
 
     def grid(self) -> list[float]:
         """Thresholds from always large to always small, most of them where steps differ."""
         inner = np.quantile(self.entropies[self.entropies > 0.01], np.linspace(0.05, 0.95, GRID - 2))
         return sorted({0.0, *(round(float(value), 3) for value in inner), round(MAX_ENTROPY, 3)})
+
+
+class TokenThresholds:
+    """Token thresholds that were tried on the same problems, and the large model's share at each."""
+
+    def __init__(self, tried: Mapping[float, Outcome]) -> None:
+        self._thresholds = sorted(tried)
+        replies = [tried[threshold].replies for threshold in self._thresholds]
+        self._large = np.array([[reply.large_tokens for reply in one] for one in replies], dtype=float)
+        self._all = np.array([[reply.tokens for reply in one] for one in replies], dtype=float)
+        self._always = _always(replies[-1])
+
+    def threshold(self, share: float, weights: Weights | None = None) -> float:
+        """Where the share would be `share`: the logarithm of it falls evenly between two that were tried, from all
+        tokens at 0 to the answers at the highest entropy. Raises `MeasuringError` where the answers are more."""
+        weights = np.ones(len(self._always)) if weights is None else weights
+        least = float(weights @ self._always / (weights @ self._all[-1]))
+        _reachable(share, least)
+        shares = np.array([1.0, *(self._large @ weights / (self._all @ weights)), least])
+        # Where texts part, a higher threshold may have come to more.
+        logs = np.log(np.maximum(np.minimum.accumulate(shares), LEAST))
+        return float(np.interp(-np.log(max(share, LEAST)), -logs, [0.0, *self._thresholds, MAX_ENTROPY]))
+
+    def interval(self, share: float, seed: int) -> tuple[float, float]:
+        """95 % of the thresholds found when the problems are drawn again."""
+        return _interval(lambda weights: self.threshold(share, weights), len(self._always), seed)
+
+
+def _always(replies: Sequence[Reply]) -> NDArray[np.float64]:
+    """Tokens by the large model whatever the threshold: of the answers."""
+    return np.array([reply.large_tokens - sum(step.by_large for step in reply.steps) for reply in replies], dtype=float)
+
+
+def _reachable(share: float, answers: float) -> None:
+    if answers > share:
+        raise MeasuringError(
+            f"the answers alone are {answers:.1%} of the tokens and by the large model; "
+            "ask for more, or let the small model answer (routing.answer_by)"
+        )
+
+
+def _interval(find: Callable[[Weights], float], problems: int, seed: int) -> tuple[float, float]:
+    dice = np.random.default_rng(seed)
+    found = []
+    for _ in range(DRAWS):
+        weights = np.bincount(dice.integers(problems, size=problems), minlength=problems).astype(float)
+        try:
+            found.append(find(weights))
+        except MeasuringError:
+            found.append(MAX_ENTROPY)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
 
 
 async def by_share(bench: Bench, share: float, start: float) -> Calibrated:
@@ -142,6 +190,28 @@ async def by_accuracy(bench: Bench, accuracy: float, start: float) -> Calibrated
     return highest(tried, accuracy)
 
 
+async def tokens_by_share(bench: Bench, share: float, threshold: float) -> Calibrated:
+    """The token threshold for that share of tokens by the large model, 0..1. threshold: of steps, as it stays."""
+    tried: dict[float, Outcome] = {}
+    following = TOKEN_START
+    while following not in tried and len(tried) < TRIES:
+        tried[following] = outcome = await bench.attempt(Way("routed", threshold, following))
+        if abs(outcome.large_token_share - share) <= TOLERANCE:
+            break
+        following = round(TokenThresholds(tried).threshold(share), 3)
+    nearest = min(tried, key=lambda one: abs(tried[one].large_token_share - share))
+    outcome = tried[nearest]
+    low, high = TokenThresholds(tried).interval(share, bench.seed)
+    found = Estimate(nearest, round(min(low, nearest), 3), round(max(high, nearest), 3))
+    return Calibrated(found, outcome.large_token_share, outcome.accuracy, len(outcome.replies), "token_threshold")
+
+
+async def tokens_by_accuracy(bench: Bench, accuracy: float, threshold: float) -> Calibrated:
+    """The highest token threshold that is right on that share of the problems, 0..1. threshold: of steps."""
+    tried = {gate: await bench.attempt(Way("routed", threshold, gate)) for gate in TOKEN_GRID}
+    return replace(highest(tried, accuracy), gate="token_threshold")
+
+
 def highest(tried: dict[float, Outcome], accuracy: float) -> Calibrated:
     """Of what was tried, the highest threshold that is right often enough. Raises `MeasuringError` if none is."""
 
@@ -168,7 +238,7 @@ def write(profile: Path, found: Calibrated) -> None:
         args = application["args"]
     except (OSError, YAMLError, KeyError, TypeError, StopIteration):
         raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
-    args.setdefault("routing", {})["threshold"] = found.threshold.value
+    args.setdefault("routing", {})[found.gate] = found.threshold.value
     text = io.StringIO()
     yaml.dump(config, text)
     lines = text.getvalue().splitlines()

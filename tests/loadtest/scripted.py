@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -24,7 +25,8 @@ QUESTIONS = [
 
 class Scripted:
     """Odd questions are hard: the small model alone fails them, and so does chance. Of the share of steps that
-    chance is asked to hand over, it takes four fifths. Questions below `cut_below` are cut off."""
+    chance is asked to hand over, it takes four fifths. Of the thinking's tokens those above a token threshold become
+    fewer by a factor of e with every half nat. Questions below `cut_below` are cut off."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -64,6 +66,10 @@ class Scripted:
         reply = _reply({"content": f"The answer is {number if right else -1}."}, THINKING + ANSWER, by_large)
         if number < self.cut_below:
             reply["choices"][0]["finish_reason"] = "length"
+        if "token_threshold" in told:
+            above = round(THINKING * math.exp(-2 * told["token_threshold"]))
+            reply = _reply({"content": f"The answer is {number}."}, THINKING + ANSWER, above + ANSWER)
+            steps = [_step("small", 0.1, THINKING) | {"large_tokens": above}]
         if told.get("include_steps"):
             reply["glimpse"] = {"hops": 2, "escalations": int(hard), "steps": steps}
         return reply

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from scripted import QUESTIONS, Scripted
 
-from loadtest.calibrate import Calibrated, Glimpses, by_share, highest, write
+from loadtest.calibrate import (
+    TOKEN_GRID,
+    Calibrated,
+    Glimpses,
+    TokenThresholds,
+    by_share,
+    highest,
+    tokens_by_accuracy,
+    tokens_by_share,
+    write,
+)
 from loadtest.client import Client, Reply, Step
 from loadtest.command import MeasuringError
 from loadtest.intervals import Estimate
@@ -87,6 +99,53 @@ async def test_a_share_is_tried_until_nothing_better_is_found(server: Scripted) 
     assert found.problems == len(QUESTIONS)
 
 
+@pytest.mark.parametrize("share", [0.15, 0.25, 0.5])
+async def test_a_share_of_tokens_is_tried_where_those_that_were_tried_say_it_lies(
+    server: Scripted, share: float
+) -> None:
+    async with Client("http://server", transport=server.transport) as client:
+        bench = Bench(client, QUESTIONS, seed=7, concurrency=4, max_tokens=None)
+        found = await tokens_by_share(bench, share, 1.0)
+    assert found.gate == "token_threshold"
+    assert found.large_token_share == pytest.approx(share, abs=0.011)
+    assert found.threshold.value == pytest.approx(-math.log((share - 0.1) / 0.9) / 2, abs=0.15)
+    assert found.threshold.low <= found.threshold.value <= found.threshold.high
+    assert all(body["glimpse"]["threshold"] == 1.0 for body in server.bodies)
+
+
+async def test_a_share_of_tokens_below_that_of_the_answers_is_refused(server: Scripted) -> None:
+    async with Client("http://server", transport=server.transport) as client:
+        bench = Bench(client, QUESTIONS, seed=7, concurrency=4, max_tokens=None)
+        with pytest.raises(MeasuringError, match=r"answers alone are 10\.0%"):
+            await tokens_by_share(bench, 0.05, 1.0)
+
+
+def by_tokens(*large: int) -> Outcome:
+    """Replies of a hundred tokens, so many of each by the large model, none of them the answer's."""
+    replies = tuple(
+        Reply("", "", 100, 100, n, 1.0, 2, 1, (Step(0, "small", 0.1, 100, 1.0, "so", large_tokens=n),)) for n in large
+    )
+    return Outcome(Way("routed"), replies, (None,) * len(large), (True,) * len(large))
+
+
+def test_a_token_threshold_lies_between_those_that_came_to_more_and_to_less() -> None:
+    tried = TokenThresholds({0.5: by_tokens(40, 20), 1.0: by_tokens(20, 4)})
+    assert 0.5 < tried.threshold(0.2) < 1.0
+    assert tried.threshold(0.3) == pytest.approx(0.5)
+    assert 0.0 < tried.threshold(0.6) < 0.5
+    assert 1.0 < tried.threshold(0.05) < MAX_ENTROPY
+    assert tried.threshold(0.0) == pytest.approx(MAX_ENTROPY)
+    low, high = tried.interval(0.2, 7)
+    assert low < tried.threshold(0.2) < high
+
+
+async def test_the_highest_token_threshold_that_is_right_often_enough_is_taken(server: Scripted) -> None:
+    async with Client("http://server", transport=server.transport) as client:
+        bench = Bench(client, QUESTIONS, seed=7, concurrency=4, max_tokens=None)
+        found = await tokens_by_accuracy(bench, 0.9, 1.0)
+    assert (found.gate, found.threshold.value) == ("token_threshold", max(TOKEN_GRID))
+
+
 FOUND = Calibrated(Estimate(0.731, 0.6, 0.9), 0.25, Estimate(0.9, 0.8, 0.95), 100)
 
 
@@ -102,6 +161,16 @@ def test_a_profile_gets_the_threshold_and_keeps_all_else(profile: Path, tmp_path
     assert "95 %: 0.6 to 0.9" in copy.read_text()
     write(copy, FOUND)
     assert copy.read_text().splitlines() == after
+
+
+def test_a_token_threshold_is_written_beside_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(PROFILES[0].read_text())
+    routing = yaml.safe_load(path.read_text())["applications"][0]["args"]["routing"]
+    write(path, replace(FOUND, gate="token_threshold"))
+    written = yaml.safe_load(path.read_text())["applications"][0]["args"]["routing"]
+    assert written == routing | {"token_threshold": 0.731}
+    assert "token_threshold 0.731 nats" in path.read_text()
 
 
 def test_a_profile_without_a_threshold_gets_one(tmp_path: Path) -> None:
