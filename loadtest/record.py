@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from loadtest.client import Client, each
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import PROFILE, MeasuringError, at_least_one, port_number, run, serving
 from loadtest.hop_time import HOPS, traced
 from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.receiver import Receiver, Span
@@ -82,18 +82,26 @@ async def record(url: str, receiver: Receiver, questions: Sequence[Question], op
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    made = parser("loadtest.record", __doc__, concurrency=8)
+    made = argparse.ArgumentParser(
+        prog="python -m loadtest.record",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument("recording", type=Path, help="where to write it")
-    made.add_argument("--problems", type=at_least_one, default=16, metavar="N", help="(default: %(default)s)")
+    made.add_argument("--profile", type=Path, default=PROFILE, help="what to start (default: %(default)s)")
+    made.add_argument("--port", type=port_number, help="where to start it (default: any free port)")
     made.add_argument("--data", type=Path, metavar="FILE.jsonl", help="with `question` and `answer`, not the generator")
+    made.add_argument("--problems", type=at_least_one, default=16, metavar="N", help="(default: %(default)s)")
+    made.add_argument("--seed", type=int, default=7, help="of the generator (default: %(default)s)")
+    made.add_argument(
+        "--concurrency", type=at_least_one, default=8, metavar="N", help="at a time (default: %(default)s)"
+    )
     made.add_argument("--max-tokens", type=at_least_one, help="reasoning and answer (default: the profile's)")
     return made.parse_args(arguments)
 
 
 def main() -> None:
     options = read_options()
-    if options.url:
-        raise MeasuringError("--url cannot be used here: the system has to be one that is started for this")
     if options.data is None:
         questions = generated(options.seed, options.problems)
     else:
