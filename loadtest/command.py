@@ -31,11 +31,16 @@ class MeasuringError(Exception):
     """One line for the user: what is wrong, and what to do about it."""
 
 
-def parser(module: str, description: str | None, *, concurrency: int | None) -> argparse.ArgumentParser:
-    """A parser with the options every measuring command has. Without `concurrency` it has no such option."""
-    made = argparse.ArgumentParser(
+def bare_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser without options, that shows the module's text as it is written."""
+    return argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def parser(module: str, description: str | None, *, concurrency: int | None) -> argparse.ArgumentParser:
+    """A parser with the options every measuring command has. Without `concurrency` it has no such option."""
+    made = bare_parser(module, description)
     made.add_argument("--url", help="a running server; without it a system of its own is started and stopped")
     made.add_argument(
         "--profile", type=Path, default=PROFILE, help="what to start without --url (default: %(default)s)"

@@ -21,8 +21,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,9 +29,9 @@ from statistics import median
 from typing import Any
 
 from loadtest.client import Client, Reply, each
-from loadtest.command import MeasuringError, at_least_one, environment, numbers, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving
 from loadtest.questions import BOXED, Question, from_file, generated
-from loadtest.receiver import Receiver, Span, receiving
+from loadtest.receiver import Receiver, Span, traced_here
 from loadtest.table import table
 from router.request import MODELS, Model
 
@@ -176,21 +175,6 @@ async def settled(receiver: Receiver, before: set[str]) -> set[str]:
     return receiver.traces
 
 
-@contextmanager
-def traced() -> Iterator[Receiver]:
-    """Where every request of a system that is started meanwhile is traced to."""
-    with receiving() as receiver:
-        telemetry = {
-            "OTEL_SDK_DISABLED": "false",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
-            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
-            "OTEL_BSP_SCHEDULE_DELAY": "1000",
-        }
-        with environment(**telemetry):
-            yield receiver
-
-
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     made = parser("loadtest.hop_time", __doc__, concurrency=None)
     made.add_argument("--clients", type=numbers, default=[1, 8], metavar="N,…", help="(default: 1,8)")
@@ -211,7 +195,7 @@ def main() -> None:
     options = read_options()
     if options.url:
         raise MeasuringError("--url cannot be used here: the system has to be one that is started for this")
-    with traced() as receiver, serving(None, options.profile, options.port) as url:
+    with traced_here() as receiver, serving(None, options.profile, options.port) as url:
         rows = asyncio.run(measure(url, receiver, options))
     print(shown(rows))
     if options.json:

@@ -14,6 +14,8 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as services
 
+from loadtest.command import environment
+
 
 @dataclass(frozen=True)
 class Span:
@@ -87,6 +89,21 @@ def receiving() -> Iterator[Receiver]:
         yield receiver
     finally:
         server.stop(None)
+
+
+@contextmanager
+def traced_here(*, unasked: bool = True) -> Iterator[Receiver]:
+    """The receiver of systems started meanwhile. unasked: they trace requests whose client did not ask for it."""
+    with receiving() as receiver:
+        telemetry = {
+            "OTEL_SDK_DISABLED": "false",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on" if unasked else "parentbased_always_off",
+            "OTEL_BSP_SCHEDULE_DELAY": "1000",
+        }
+        with environment(**telemetry):
+            yield receiver
 
 
 def _read(span: Any) -> Span:

@@ -21,10 +21,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from loadtest.client import Client, each
-from loadtest.command import PROFILE, MeasuringError, at_least_one, port_number, run, serving
-from loadtest.hop_time import HOPS, traced
+from loadtest.command import PROFILE, MeasuringError, at_least_one, bare_parser, port_number, run, serving
+from loadtest.hop_time import HOPS
 from loadtest.questions import BOXED, Question, from_file, generated
-from loadtest.receiver import Receiver, Span
+from loadtest.receiver import Receiver, Span, traced_here
 from loadtest.recorded import SHORTEST, Step
 
 
@@ -82,11 +82,7 @@ async def record(url: str, receiver: Receiver, questions: Sequence[Question], op
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(
-        prog="python -m loadtest.record",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = bare_parser("loadtest.record", __doc__)
     made.add_argument("recording", type=Path, help="where to write it")
     made.add_argument("--profile", type=Path, default=PROFILE, help="what to start (default: %(default)s)")
     made.add_argument("--port", type=port_number, help="where to start it (default: any free port)")
@@ -106,7 +102,7 @@ def main() -> None:
         questions = generated(options.seed, options.problems)
     else:
         questions = from_file(options.data, options.problems, BOXED)
-    with traced() as receiver, serving(None, options.profile, options.port) as url:
+    with traced_here() as receiver, serving(None, options.profile, options.port) as url:
         told = asyncio.run(record(url, receiver, questions, options))
     options.recording.write_text(told)
     print(f"{options.recording}: {len(questions)} requests", file=sys.stderr)

@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from loadtest.command import MeasuringError, at_least_one, run
+from loadtest.command import MeasuringError, at_least_one, bare_parser, run
 from loadtest.hard_steps import tokenizer_of
 
 RECORDING = Path(__file__).parent / "recordings" / "gsm8k.jsonl"
@@ -280,11 +280,7 @@ def routing(requests: Sequence[Sequence[Step]]) -> dict[str, float]:
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(
-        prog="python -m loadtest.recorded",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = bare_parser("loadtest.recorded", __doc__)
     made.add_argument("folder", type=Path, help="where to write models, questions and profile")
     made.add_argument("--tokenizer", required=True, metavar="DIR", help="a model with a vocabulary like Qwen's")
     made.add_argument("--recording", type=Path, default=RECORDING, metavar="FILE", help="(default: %(default)s)")

@@ -28,9 +28,9 @@ import psutil
 import yaml
 
 from loadtest.client import Client, each
-from loadtest.command import MeasuringError, at_least_one, environment, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, parser, run, serving
 from loadtest.questions import Question, generated
-from loadtest.receiver import Receiver, receiving
+from loadtest.receiver import Receiver, traced_here
 from loadtest.table import table
 
 SHARES = {"off": 0.0, "1%": 0.01, "100%": 1.0}
@@ -167,15 +167,10 @@ def main() -> None:
     options = read_options()
     if options.url:
         raise MeasuringError("--url cannot be used here: the system has to be one that was started for this")
-    with receiving() as receiver, tempfile.TemporaryDirectory() as folder:
+    with traced_here(unasked=False) as receiver, tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "twice.yaml"
         profile.write_text(yaml.safe_dump(twice(options.profile)))
-        telemetry = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
-            "OTEL_BSP_SCHEDULE_DELAY": "1000",
-        }
-        with environment(**telemetry), serving(None, profile, options.port) as url:
+        with serving(None, profile, options.port) as url:
             turns = asyncio.run(measure(url, receiver, options))
     rows = summary(turns)
     print(shown(rows))
