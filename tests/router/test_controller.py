@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_service import DEFAULTS, Bytes, Reciter, chat, events, tokens
+from recited import DEFAULTS, Bytes, Reciter, chat, events, tokens
 
 from router.controller import Controller, Target
 from router.request import Finished, Routing

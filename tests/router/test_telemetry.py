@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from ray.exceptions import ActorDiedError
+from recited import DEFAULTS, END, MARKS, PROMPT, Bytes, tokens
 from test_pools import Handle
-from test_service import DEFAULTS, END, MARKS, PROMPT, Bytes, tokens
 
 from router import metrics, pools, tracing
 from router.api.routes import build
