@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 import pytest
-from test_service import chat, events, router, voice
+from recited import chat, events, router, voice
 
 from router.hop import LAST
 from router.request import Event, Finished, Routing

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
+from recited import router as reciting
 from sqlalchemy import Engine
-from test_service import router as reciting
 
 from router.request import Finished, Refusal, Request, Routing
 from router.tenancy.comparisons import Comparisons
