@@ -102,10 +102,10 @@ class ServedPool:
 
     async def _written(self, hop: Hop) -> AsyncGenerator[Chunk]:
         deadline, resumed = time.monotonic() + hop.timeout_s, 0
-        watch = Watch(self._model, hop)
+        watch, patient = Watch(self._model, hop), self._patient()
         while True:
             try:
-                async with watch, aclosing(self._attempt(watch.hop, deadline)) as chunks:
+                async with watch, aclosing(self._attempt(watch.hop, deadline, patient)) as chunks:
                     async for chunk in chunks:
                         watch.took(chunk)
                         hop = hop.after(chunk)
@@ -120,10 +120,11 @@ class ServedPool:
                     raise Unavailable(self._model) from error
                 watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
                 await asyncio.sleep(PAUSE_S * 2**resumed)
+                patient = self._patient()
             except Unheard:
                 # Where it only waited, nothing is lost but its place among those that wait.
                 logger.info("no %s replica was heard of for %s; asked again", self._model, hop.request)
-                watch = Watch(self._model, hop)
+                watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
             except (RayTaskError, StrangePair) as error:
                 # Where the exception a replica raised arrives wrapped, its cause is the one that was meant.
                 raise _told(getattr(error, "cause", error), self._model) from error
@@ -173,10 +174,13 @@ class ServedPool:
     def _of(self, hop: Hop, **options: Any) -> Any:
         return self._handle.options(session_id=hop.conversation or hop.request, **options, **SERIALIZED)
 
-    async def _attempt(self, hop: Hop, deadline: float) -> AsyncGenerator[Chunk]:
+    def _patient(self) -> float:
+        """Until when the pool has to begin to write."""
+        return math.inf if self._patience_s is None else time.monotonic() + self._patience_s
+
+    async def _attempt(self, hop: Hop, deadline: float, patient: float) -> AsyncGenerator[Chunk]:
         with within(hop.trace):
             chunks = self._of(hop, method_name="write", stream=True).remote(hop)
-        patient = math.inf if self._patience_s is None else time.monotonic() + self._patience_s
         silent, heard = time.monotonic() + SILENT_S, False
         try:
             while True:

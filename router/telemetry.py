@@ -93,7 +93,7 @@ class Observed:
 class Watch:
     """Watches one attempt at a hop; `hop` is what to send, with the span as its trace.
 
-    attempt: 0, or how many replicas were lost before. replaces: the lost attempt.
+    attempt: 0, or how many replicas were lost before. replaces: the attempt before, which was lost or not heard of.
     """
 
     def __init__(self, model: Model, hop: Hop, *, attempt: int = 0, replaces: Watch | None = None) -> None:
@@ -105,7 +105,7 @@ class Watch:
         self._ended: float | None = None
         self._end: End | None = None
         self._cached = self._tokens = 0
-        if attempt:
+        if replaces is not None and attempt > replaces._attempt:
             metrics().resumed_hops.inc(tags={"pool": model})
         if self._seen is not None:
             self._seen.hop_steps = self.steps
@@ -122,7 +122,7 @@ class Watch:
 
     def _begin_span(self, seen: Observation, replaces: Watch | None) -> None:
         self._began_ns = time.time_ns()
-        lost = replaces.context if replaces else None
+        before = replaces.context if replaces else None
         span = self._span = tracer().start_span(
             "run small" if self._model == "small" else "step large",
             set_span_in_context(seen.span),
@@ -135,7 +135,7 @@ class Watch:
                 "glimpse.prefix.tokens": self.hop.prefix_tokens,
                 "tenant.id": self.hop.tenant,
             },
-            [Link(lost, {"glimpse.link": "replaces"})] if lost else None,
+            [Link(before, {"glimpse.link": "replaces"})] if before else None,
             self._began_ns,
         )
         if self.hop.gate is not None:

@@ -123,11 +123,13 @@ async def test_a_resumed_hop_is_in_the_tree_with_the_one_it_replaces(
     spans = await told(receiver, trace)
     chat = check_tree(spans, glimpse)
     hops = sorted((span for span in spans if span.name in HOPS), key=lambda span: span.began)
-    lost = [hop for hop in hops if hop.failed]
+    failed = [hop for hop in hops if hop.failed]
+    # Where the next replica takes long to start, the hop is asked again without having been lost.
+    lost = [hop for hop in failed if hop.attributes["error.type"] != "Unheard"]
     assert len(lost) == glimpse["resumed_hops"]
-    for one, successor in zip(lost, hops[hops.index(lost[0]) + 1 :], strict=False):
+    for one, successor in zip(failed, hops[hops.index(failed[0]) + 1 :], strict=False):
         assert successor.links == (one.id,)
-        assert successor.attributes["glimpse.attempt"] == one.attributes["glimpse.attempt"] + 1
+        assert successor.attributes["glimpse.attempt"] == one.attributes["glimpse.attempt"] + (one in lost)
     assert sum(hop.ms for hop in hops) == pytest.approx(chat.ms, rel=0.05)
     await back(system, "small", replica)
     assert await settled(system, within_s=10) == {"small": 0, "large": 0}

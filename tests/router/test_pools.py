@@ -273,6 +273,17 @@ async def test_a_sign_of_life_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -
             pass
 
 
+async def test_a_pool_that_is_not_heard_of_is_given_up_however_often_it_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "SILENT_S", 0.02)
+    handle = Handle(hang)
+    with pytest.raises(Unavailable):
+        async for _ in ServedPool("large", handle, attempts=3, patience_s=0.1).write(hop(timeout_s=5.0)):
+            pass
+    assert len(handle.hops) > 1
+
+
 def test_a_timer_that_comes_early_is_the_deadline_all_the_same() -> None:
     """Serve runs on uvloop, whose timers do: one in three."""
 

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from ray.exceptions import ActorDiedError
 from recited import DEFAULTS, END, MARKS, PROMPT, Bytes, tokens
-from test_pools import Handle
+from test_pools import Handle, hang
 
 from router import metrics, pools, tracing
 from router.api.routes import build
@@ -207,6 +207,23 @@ async def test_a_resumed_hop_is_linked_to_the_one_it_replaces(
     assert [link.context.span_id for link in resumed.links] == [lost.context.span_id]
     assert (lost.attributes["glimpse.attempt"], resumed.attributes["glimpse.attempt"]) == (0, 1)
     assert sorted(s.attributes["glimpse.step.index"] for s in traces.named("glimpse.step")) == list(range(STEPS))
+    assert traces.root.attributes["glimpse.resumed_hops"] == 1
+    assert counted["glimpse_resumed_hops_total"].sums == {("small",): 1}
+
+
+async def test_a_hop_that_is_asked_again_keeps_its_attempt_and_is_not_counted_as_lost_twice(
+    served: Served, traces: Traces, counted: dict[str, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's next replica takes long to start."""
+    monkeypatch.setattr(pools, "SILENT_S", 0.05)
+    served.loses("small", after=2)
+    served.handles["small"].scripts = (served.handles["small"].scripts[0], hang, *served.handles["small"].scripts[1:])
+    await served.ask()
+    lost, waited, resumed = traces.named("run small")[:3]
+    assert waited.attributes["error.type"] == "Unheard"
+    assert [link.context.span_id for link in waited.links] == [lost.context.span_id]
+    assert [link.context.span_id for link in resumed.links] == [waited.context.span_id]
+    assert [hop.attributes["glimpse.attempt"] for hop in (lost, waited, resumed)] == [0, 1, 1]
     assert traces.root.attributes["glimpse.resumed_hops"] == 1
     assert counted["glimpse_resumed_hops_total"].sums == {("small",): 1}
 
