@@ -14,10 +14,11 @@ import time
 import uuid
 from array import array
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ray import serve
 from vllm import SamplingParams
@@ -35,7 +36,7 @@ from deployments.config import PoolConfig, is_cpu_build
 from deployments.logs import sheltered
 from router import tracing
 from router.glimpse import TOP, entropy
-from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
+from router.hop import Chunk, End, Ending, Guess, Hop, HopLost, Run, StrangePair, unpack
 from router.pulse import beating
 from router.request import Model, Sampling
 from router.steps import Mark
@@ -113,6 +114,7 @@ class Engine:
         self._places = pool.max_ongoing_requests
         self._hops = self._streams = 0
         self._generated: OrderedDict[str, int] = OrderedDict()
+        self._guessing: WeakValueDictionary[str, Run] = WeakValueDictionary()
         await self._warm_up()
         self._heartbeat = asyncio.create_task(self._exit_with_engine_core())
 
@@ -181,6 +183,11 @@ class Engine:
         began = time.perf_counter()
         run = Run(hop, self._marks, began)
         self._hops += 1
+        # A request's next hop comes before the last one's end where that one guessed wrong.
+        if (left := self._guessing.pop(hop.request, None)) is not None:
+            left.ending = Ending.LEFT
+        if hop.guesses:
+            self._guessing[hop.request] = run
         cached, generated, flushed = 0, 0, -math.inf if hop.opening else began
         prefix = unpack(hop.prefix)
         if len(prefix) >= self._context_tokens:
@@ -188,18 +195,22 @@ class Engine:
             run.ending = Ending.LIMIT
         # A second turn is needed only where the engine stopped by itself at a delimiter that ends no step.
         while run.ending is None:
+            over = False
             async with aclosing(self._generate(hop, run, prefix.tolist() + run.written.tolist())) as outputs:
                 async for output in outputs:
                     piece = output.outputs[0]
                     generated += len(piece.token_ids)
                     cached = cached or output.num_cached_tokens or 0
                     if run.ending is None:
-                        self._take(run, piece)
+                        for _ in self._taken(run, piece):
+                            flushed = time.perf_counter()
+                            yield run.drain(cached_tokens=cached)
                         if run.ending is None and output.finished:
                             self._stopped_early(hop, run, piece)
-                        if run.ending is not None and not output.finished:
-                            # The last output then tells how much was generated past the end.
-                            await self._engine.abort(output.request_id)
+                    if run.ending is not None and not output.finished and not over:
+                        # The last output then tells how much was generated past the end.
+                        over = True
+                        await self._engine.abort(output.request_id)
                     now = time.perf_counter()
                     if hop.streaming and run.ending is None and now - flushed >= coalesced_s(self._streams):
                         flushed = now
@@ -208,7 +219,7 @@ class Engine:
             ending=run.ending,
             glimpse=run.glimpse,
             open_ms=run.open_ms,
-            discarded_tokens=generated - len(run.written),
+            discarded_tokens=generated - run.kept,
             engine_ms=(time.perf_counter() - began) * 1000.0,
             replica=self._replica,
             load=self._engine.get_num_unfinished_requests() / self._places,
@@ -251,7 +262,8 @@ class Engine:
             skip_clone=True,
         )
 
-    def _take(self, run: Run, piece: CompletionOutput) -> None:
+    def _taken(self, run: Run, piece: CompletionOutput) -> Iterator[Guess]:
+        """Has the run take the tokens, and stops at each that it guesses."""
         now = time.perf_counter()
         logprobs: Any = piece.logprobs
         for i, token in enumerate(piece.token_ids):
@@ -260,6 +272,8 @@ class Engine:
                 glimpse = entropy(candidates(logprobs, i)) if self._glimpse_logprobs else told(logprobs, i)
             if run.take(token, glimpse, now) is not None:
                 return
+            if run.guess is not None:
+                yield run.guess
 
     def _stopped_early(self, hop: Hop, run: Run, piece: CompletionOutput) -> None:
         if isinstance(piece.stop_reason, str):

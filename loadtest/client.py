@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -46,7 +46,7 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One reply. `latency_s` is from asking to the last byte; hops and escalations are known only with steps; `cut`
-    where its tokens were used up before it came to its end."""
+    where its tokens were used up before it came to its end; `prompt_tokens` by model."""
 
     reasoning: str
     content: str
@@ -58,6 +58,7 @@ class Reply:
     escalations: int | None
     steps: tuple[Step, ...]
     cut: bool = False
+    prompt_tokens: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, body: Mapping[str, Any], latency_s: float) -> Reply:
@@ -77,6 +78,7 @@ class Reply:
                 Step(**{name: step[name] for name in fields if name in step}) for step in told.get("steps", ())
             ),
             cut=choice["finish_reason"] == "length",
+            prompt_tokens={model: used.get("prompt_tokens", 0) for model, used in usage["by_model"].items()},
         )
 
 

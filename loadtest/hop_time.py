@@ -6,7 +6,8 @@
 Starts the profile's system and has its requests traced, to a receiver in this process. Of a hop, `before` is from the
 router's asking until the engine has the request, `after` from the engine's last token until the router has the hop's
 end. vLLM tells its own time only of a request that it ended itself: of hops that the gate stopped neither is known,
-and they count like the others of their model, or of the other where their model has none. `around`: what lies before
+and they count like the others of their model, or of the other where their model has none. Between hops that go on at
+the same time (`token_threshold`) there is nothing. `around`: what lies before
 the first hop, between two, after the last, and around the engines in each, as a share of the time that all requests
 took.
 
@@ -23,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,11 +75,12 @@ def request_time(trace: Sequence[Span]) -> RequestTime | None:
         return None
     engines = {span.parent: span for span in trace if span.name == ENGINE}
     whole = asked[0]
+    latest = accumulate((hop.ended for hop in hops), max)
     return RequestTime(
         ms=whole.ms,
         first_ms=_ms(whole.began, hops[0].began),
-        between_ms=tuple(_ms(one.ended, other.began) for one, other in pairwise(hops)),
-        last_ms=_ms(hops[-1].ended, whole.ended),
+        between_ms=tuple(max(0.0, _ms(ended, hop.began)) for ended, hop in zip(latest, hops[1:], strict=False)),
+        last_ms=_ms(max(hop.ended for hop in hops), whole.ended),
         hops=tuple(_hop_time(span, engines.get(span.id)) for span in hops),
     )
 

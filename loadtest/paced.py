@@ -65,6 +65,8 @@ async def drive(hop: Hop, marks: Marks, script: Script, token_s: float, *, chunk
             owed = 0.0
             if run.ending is None:
                 yield run.drain(cached_tokens=hop.prefix_tokens)
+        elif run.guess is not None:
+            yield run.drain(cached_tokens=hop.prefix_tokens)
     await asyncio.sleep(owed)
     yield run.drain(cached_tokens=hop.prefix_tokens, end=End(run.ending or Ending.LIMIT, run.glimpse, replica="paced"))
 

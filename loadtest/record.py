@@ -5,8 +5,9 @@
 
 Starts the profile's system, has its requests traced, to a receiver in this process, and writes what they tell: a line a
 request, `{"steps": [[tokens, by_large], …]}`. `by_large` is true or false of a whole step, or the places in it, from 0,
-of the tokens that the large model wrote one by one (`token_threshold`). A step too short to be replayed counts to the
-one before. An answer after the reasoning is left out.
+of the tokens that the large model wrote one by one (`token_threshold`), followed by those of them where the small
+model had not guessed the same. A step too short to be replayed counts to the one before. An answer after the reasoning
+is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import secrets
 import sys
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,20 +29,37 @@ from loadtest.questions import BOXED, Question, from_file, generated
 from loadtest.receiver import Receiver, Span, traced_here
 from loadtest.recorded import SHORTEST, Step
 
-
-def writers(trace: Iterable[Span]) -> list[bool]:
-    """Of each token in turn, whether the large model wrote it."""
-    hops = sorted((span for span in trace if span.name in HOPS), key=lambda span: span.began)
-    return [HOPS[hop.name] == "large" for hop in hops for _ in range(hop.attributes["gen_ai.usage.output_tokens"])]
+WRITTEN = "gen_ai.usage.output_tokens"
 
 
-def steps(lengths: Sequence[int], by_large: Sequence[bool]) -> list[Step]:
+class Writer(Enum):
+    """Of a token. GUESSED: the large model, and the small one had guessed it."""
+
+    SMALL, LARGE, GUESSED = range(3)
+
+
+def writers(trace: Iterable[Span], prompt_tokens: int, tokens: int) -> list[Writer]:
+    """Who wrote each token of a request, after a prompt of so many tokens for the large model."""
+    told = [Writer.SMALL] * tokens
+    for hop in trace:
+        if HOPS.get(hop.name) == "large" and hop.attributes["glimpse.hop"] != "answer":
+            place, written = hop.attributes["glimpse.prefix.tokens"] - prompt_tokens, hop.attributes[WRITTEN]
+            guessed = hop.attributes.get("glimpse.guess") == "right"
+            told[place : place + written] = [Writer.GUESSED if guessed else Writer.LARGE] * written
+    return told
+
+
+def steps(lengths: Sequence[int], by: Sequence[Writer]) -> list[Step]:
     """Steps of such lengths, and who wrote them."""
     told: list[Step] = []
     for length, end in zip(joined := _joined(lengths), accumulate(joined), strict=True):
-        large = by_large[end - length : end]
-        places = () if all(large) else tuple(place for place, one in enumerate(large) if one)
-        told.append(Step(length, all(large), places))
+        within = by[end - length : end]
+        if Writer.SMALL not in within:
+            told.append(Step(length, hard=True))
+            continue
+        places = tuple(place for place, writer in enumerate(within) if writer is not Writer.SMALL)
+        wrong = tuple(place for place, writer in enumerate(within) if writer is Writer.LARGE)
+        told.append(Step(length, False, places, wrong))
     return told
 
 
@@ -55,7 +74,8 @@ def _joined(lengths: Iterable[int]) -> list[int]:
 
 
 def line(recorded: Sequence[Step]) -> str:
-    return json.dumps({"steps": [[step.tokens, list(step.unsure) or step.hard] for step in recorded]}) + "\n"
+    told = [[step.tokens, step.unsure, step.wrong] if step.unsure else [step.tokens, step.hard] for step in recorded]
+    return json.dumps({"steps": told}) + "\n"
 
 
 async def record(url: str, receiver: Receiver, questions: Sequence[Question], options: argparse.Namespace) -> str:
@@ -70,13 +90,14 @@ async def record(url: str, receiver: Receiver, questions: Sequence[Question], op
                 max_tokens=options.max_tokens,
                 glimpse={"include_steps": True},
             )
-            by_large = writers(await asyncio.to_thread(receiver.complete, trace))
+            spans = await asyncio.to_thread(receiver.complete, trace)
             lengths = [step.tokens for step in reply.steps]
             if sum(lengths) < SHORTEST:
                 raise MeasuringError(f"a reply has no reasoning to record; its question: {question.text[:80]!r}")
-            if len(by_large) < sum(lengths):
+            if sum(span.name in HOPS for span in spans) < (reply.hops or 0):
                 raise MeasuringError("not all spans of a request came in time; record fewer at a time (--concurrency)")
-            return line(steps(lengths, by_large))
+            by = writers(spans, reply.prompt_tokens.get("large", 0), sum(lengths))
+            return line(steps(lengths, by))
 
         return "".join(await each(questions, one, concurrency=options.concurrency, label="recording"))
 

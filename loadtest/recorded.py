@@ -5,10 +5,12 @@ which steps go to the large one, not on what its weights say.
     python -m loadtest.versus --profile /tmp/replay/profile.yaml --data /tmp/replay/questions.jsonl --clients 1,8,32
 
 Writes a pair of models without weights, questions for them and a profile. The layers get random weights when an engine
-starts, and the two ends of the model a chain of tokens (loadtest/recorded_worker.py): each token names the next, and so
-every system that asks gets the same steps. A step is as long as the recorded one; where that went to the large model
-its first token is one of eight that are equally likely (2.08 nats), else it is certain. The first word of a question
-says which of the recorded requests is replayed; the rest only takes room, and is different in each.
+starts, and the two ends of the model a chain of tokens (loadtest/recorded_worker.py): each token names the next, and
+so every system that asks gets the same steps. A step is as long as the recorded one; where that went to the large
+model its first token is one of eight that are as good as equally likely (2.08 nats), else it is certain; so is each
+token that went there by itself, and the small model's likeliest is another than the large one's where that was so. The
+first word of a question says which of the recorded requests is replayed; the rest only takes room, and is different in
+each.
 
 --around makes requests as long as reasoning is: each goes on with the next recorded one, round and round, and ends
 where it is cut (`loadtest.versus --max-tokens`). --paced leaves out what a GPU is needed for: engines of a CPU compute
@@ -94,21 +96,33 @@ TEMPLATE = (
 @dataclass(frozen=True, slots=True)
 class Step:
     """tokens: its delimiter, or the end of the text, included. hard: the large model's, by its first token. unsure: the
-    tokens that are the large model's one by one, by their places from 0."""
+    tokens that are the large model's one by one, by their places from 0. wrong: those of these of which the small model
+    would have written another."""
 
     tokens: int
     hard: bool
     unsure: tuple[int, ...] = ()
+    wrong: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
     """What is written. starts: the word that a question begins with, by request; answers: the number that the request's
-    reply ends in; successors: the tokens that may follow a token, each as likely as the others."""
+    reply ends in; successors: the tokens that may follow a token, as likely as each other, the first a little more;
+    wrong: those that the small model would not put first."""
 
     starts: tuple[str, ...]
     answers: tuple[int, ...]
     successors: Mapping[int, tuple[int, ...]]
+    wrong: frozenset[int] = frozenset()
+
+    @property
+    def of_small(self) -> Mapping[int, tuple[int, ...]]:
+        """The small model's successors."""
+        return {
+            token: (*after[1:], after[0]) if after[0] in self.wrong else after
+            for token, after in self.successors.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +178,13 @@ def read(path: Path) -> list[tuple[Step, ...]]:
     return requests
 
 
-def _step(tokens: int, by_large: bool | Sequence[int]) -> Step:
+def _step(tokens: int, by_large: bool | Sequence[int], wrong: Sequence[int] = ()) -> Step:
     if isinstance(by_large, bool):
         return Step(int(tokens), by_large)
     unsure = tuple(int(place) for place in by_large)
-    if not all(0 <= place < tokens for place in unsure):
-        raise ValueError(f"a step of {tokens} tokens has no places {unsure}")
-    return Step(int(tokens), False, unsure)
+    if not all(0 <= place < tokens for place in unsure) or not set(wrong) <= set(unsure):
+        raise ValueError(f"a step of {tokens} tokens has no places {unsure}, or not {tuple(wrong)} among them")
+    return Step(int(tokens), False, unsure, tuple(wrong))
 
 
 def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = False) -> Chain:
@@ -179,6 +193,7 @@ def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = 
     starts: list[str] = []
     edges: list[tuple[int, Sequence[int]]] = []
     successors: dict[int, tuple[int, ...]] = dict.fromkeys(words.digits, (words.end,))
+    wrong: set[int] = set()
     try:
         for n, steps in enumerate(requests):
             first, start = next(words.starts)
@@ -187,8 +202,9 @@ def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = 
             endings.append([next(words.breaks)] if around else [next(words.marks), words.digits[n % 10], words.end])
             last: Sequence[int] = (first,)
             for step, ending in zip(steps, endings, strict=True):
-                for following in _written(step, ending, words.inner):
+                for following, misled in _written(step, ending, words.inner):
                     successors |= dict.fromkeys(last, following)
+                    wrong |= {following[0]} if misled else set()
                     last = following
             edges.append((first, last))
     except StopIteration:
@@ -196,20 +212,24 @@ def chained(requests: Sequence[Sequence[Step]], words: Words, *, around: bool = 
     if around:
         for (_, ends), (first, _) in pairwise([*edges, edges[0]]):
             successors |= dict.fromkeys(ends, successors[first])
-    return Chain(tuple(starts), tuple(n % 10 for n in range(len(requests))), successors)
+    return Chain(tuple(starts), tuple(n % 10 for n in range(len(requests))), successors, frozenset(wrong))
 
 
-def _written(step: Step, ending: Sequence[int], inner: Iterator[int]) -> list[tuple[int, ...]]:
-    """The step's tokens: of each those that it may be. An ending is always certain."""
+def _written(step: Step, ending: Sequence[int], inner: Iterator[int]) -> list[tuple[tuple[int, ...], bool]]:
+    """The step's tokens: of each those that it may be, and whether the small model is misled. An ending is certain."""
     places = step.tokens - len(ending)
-    unsure = {0} if step.hard else set()
-    for place in reversed(step.unsure):
+    unsure = {0: False} if step.hard else {}
+    for recorded in reversed(step.unsure):
+        place = recorded
         # One that stands among the ending's, or took this one's place, goes to the next before it that is free.
         while place >= places or place in unsure:
             place -= 1
-        unsure.add(max(place, 0))
-    written = [tuple([next(inner) for _ in range(UNSURE if place in unsure else 1)]) for place in range(places)]
-    return written + [(token,) for token in ending]
+        unsure[max(place, 0)] = recorded in step.wrong
+    written = [
+        (tuple([next(inner) for _ in range(UNSURE if place in unsure else 1)]), unsure.get(place, False))
+        for place in range(places)
+    ]
+    return written + [((token,), False) for token in ending]
 
 
 def questions(chain: Chain, count: int, tokens: int) -> Iterator[dict[str, str]]:
@@ -220,7 +240,7 @@ def questions(chain: Chain, count: int, tokens: int) -> Iterator[dict[str, str]]
         yield {"question": f"{chain.starts[number]} {filler}", "answer": f"{chain.answers[number]}"}
 
 
-def model(folder: Path, tokenizer: Any, shape: str, chain: Chain) -> None:
+def model(folder: Path, tokenizer: Any, shape: str, chain: Chain, successors: Mapping[int, Sequence[int]]) -> None:
     """The folder of a model without weights."""
     tokenizer.chat_template = TEMPLATE.replace("STARTS", json.dumps(chain.starts))
     tokenizer.save_pretrained(folder)
@@ -228,7 +248,7 @@ def model(folder: Path, tokenizer: Any, shape: str, chain: Chain) -> None:
     (folder / "config.json").write_text(
         json.dumps(QWEN3 | dict(zip(SIZES, SHAPES[shape], strict=True)) | ends, indent=1)
     )
-    (folder / CHAIN).write_text(json.dumps({str(token): after for token, after in chain.successors.items()}))
+    (folder / CHAIN).write_text(json.dumps({str(token): after for token, after in successors.items()}))
 
 
 def profile(options: argparse.Namespace, gates: Mapping[str, float]) -> dict[str, Any]:
@@ -305,8 +325,8 @@ def main() -> None:
     tokenizer = tokenizer_of(options.tokenizer)
     requests = read(options.recording)
     chain = chained(requests, Words.of(tokenizer), around=options.around)
-    for name, shape in (("small", options.small), ("large", options.large)):
-        model(options.folder / name, tokenizer, "tiny" if options.paced else shape, chain)
+    for name, shape, after in (("small", options.small, chain.of_small), ("large", options.large, chain.successors)):
+        model(options.folder / name, tokenizer, "tiny" if options.paced else shape, chain, after)
     asked = questions(chain, options.questions, options.prompt_tokens)
     (options.folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in asked))
     (options.folder / "profile.yaml").write_text(yaml.safe_dump(profile(options, routing(requests)), sort_keys=False))

@@ -21,6 +21,8 @@ else:
 
 SURE = 40.0
 """The logit of a token that follows; that of all others is about 0."""
+LIKELIER = 0.01
+"""Of it, what the first of several that may follow has more, so that it is the one that is drawn."""
 
 
 class Worker(Base):  # type: ignore[misc, valid-type]
@@ -50,3 +52,4 @@ def chain(model: Any, successors: dict[int, list[int]]) -> None:
     head.zero_()
     for state, token in zip(read, tokens.tolist(), strict=True):
         head[successors[token]] += state
+        head[successors[token][0]] += LIKELIER * state

@@ -48,7 +48,18 @@ class Ending(StrEnum):
     BUDGET = "budget"  # no tokens left for thinking
     TEXT = "text"  # the model ended its text
     LIMIT = "limit"  # no tokens left for the answer
+    LEFT = "left"  # a guess was wrong, and the request went on without it
     STOP = "stop"  # one of the client's stop strings
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token above the token gate that its writer went on from: all that it wrote after it stands if the other model
+    writes the same token there. entropy: nats. open_ms: what the tokens before it took of their step."""
+
+    token: int
+    entropy: float
+    open_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,8 @@ class Hop:
     prefix: prompt and body so far, packed, in this pool's own vocabulary.
     thinking: whether the prefix is still inside the thinking; else the answer is wanted.
     gate: threshold in nats on each step's first token; None writes ungated. token_gate: the same on every token.
+    guesses: so many tokens above the token gate may be written on from, to the end of the step at most; each is told in
+        a `Guess`. guess: the one that this hop, of the large model, is to tell right or wrong.
     ungated_steps: that many steps at the start are not gated.
     max_steps, max_tokens: steps and tokens of thinking to write at most.
     step_tokens: a longer step is cut here.
@@ -82,6 +95,8 @@ class Hop:
     thinking: bool = True
     gate: float | None = None
     token_gate: float | None = None
+    guesses: int = 0
+    guess: Guess | None = None
     ungated_steps: int = 0
     max_steps: int = 256
     max_tokens: int = UNBOUNDED
@@ -110,19 +125,21 @@ class Hop:
 
     def after(self, chunk: Chunk) -> Hop:
         """The hop that is left once `chunk` has been passed on: what a lost replica's successor is asked for."""
-        open_tokens, last = self.open_tokens + len(chunk.thought) // 4, self.last_step_tokens
+        thought = chunk.thought + (array("i", [chunk.guess.token]).tobytes() if chunk.guess else b"")
+        open_tokens, last = self.open_tokens + len(thought) // 4, self.last_step_tokens
         for step in chunk.steps:
             # The first step may have begun before this hop: its length counts what stood in the prefix.
             last, open_tokens = step.tokens, open_tokens - step.tokens
         return replace(
             self,
-            prefix=self.prefix + chunk.thought + chunk.answer,
+            prefix=self.prefix + thought + chunk.answer,
             thinking=self.thinking and not chunk.answering,
+            guesses=self.guesses - (chunk.guess is not None),
             ungated_steps=max(0, self.ungated_steps - len(chunk.steps)),
             max_steps=self.max_steps - len(chunk.steps),
-            max_tokens=self.max_tokens - len(chunk.thought) // 4,
-            thinking_tokens=self.thinking_tokens - len(chunk.thought) // 4,
-            tokens=self.tokens - (len(chunk.thought) + len(chunk.answer)) // 4,
+            max_tokens=self.max_tokens - len(thought) // 4,
+            thinking_tokens=self.thinking_tokens - len(thought) // 4,
+            tokens=self.tokens - (len(thought) + len(chunk.answer)) // 4,
             open_tokens=0 if chunk.answering else open_tokens,
             last_step_tokens=last,
             open_entropy=chunk.open_entropy,
@@ -161,7 +178,8 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens of a hop in the order they were written: `thought` and `answer` packed, the steps that ended within,
-    whether the thinking is over, the glimpse at a step that has begun and not ended, `end` on the last chunk."""
+    whether the thinking is over, the glimpse at a step that has begun and not ended, the `guess` that comes after these
+    tokens and is none of them, `end` on the last chunk."""
 
     thought: bytes = field(default=b"", repr=False)
     answer: bytes = field(default=b"", repr=False)
@@ -169,7 +187,12 @@ class Chunk:
     answering: bool = False
     cached_tokens: int = 0
     open_entropy: float | None = None
+    guess: Guess | None = None
     end: End | None = None
+
+    @property
+    def tokens(self) -> int:
+        return (len(self.thought) + len(self.answer)) // 4
 
 
 PULSE = Chunk()
@@ -180,7 +203,8 @@ class Run:
     """One hop as it is being written.
 
     Feed `take` with the engine's tokens until it returns an `Ending`; `drain` hands out what has been written
-    since the last call.
+    since the last call, and has to be called where there is a `guess`. `kept` of the tokens were written and were no
+    guesses.
     """
 
     def __init__(self, hop: Hop, marks: Marks, now: float) -> None:
@@ -189,6 +213,8 @@ class Run:
         self.ending: Ending | None = None
         self.glimpse: float | None = None
         self.open_ms = 0.0
+        self.guess: Guess | None = None
+        self._guesses = 0
         self.written = array("i")
         self._open, before = _tail(hop)
         self._cutter = StepCutter(marks, hop.step_tokens, open=self._open, before=before)
@@ -225,10 +251,15 @@ class Run:
             self.answering,
             cached_tokens,
             self._entropy,
+            self.guess,
             end,
         )
-        self._thought, self._answer, self._steps = array("i"), array("i"), []
+        self._thought, self._answer, self._steps, self.guess = array("i"), array("i"), [], None
         return chunk
+
+    @property
+    def kept(self) -> int:
+        return len(self.written) - self._guesses
 
     def _think_on(self, token: int, entropy: float | None, now: float) -> Ending | None:
         hop = self._hop
@@ -240,6 +271,9 @@ class Run:
             # A step that was glimpsed at before this hop keeps that glimpse.
             self._entropy = entropy if self._entropy is None else self._entropy
         if gated and _above(entropy, hop.token_gate):
+            if entropy is not None and self._may_guess(token):
+                self._go_on_from(Guess(token, entropy, self._open_for(now)))
+                return None
             self.glimpse = entropy
             return self._leave_open(Ending.TOKEN, now)
         if token in self._marks.ends and not hop.plain:
@@ -262,13 +296,33 @@ class Run:
         if self._thought_tokens >= hop.thinking_tokens:
             self._end_open_step(now)
             return Ending.BUDGET
-        if step_over and self._steps_done >= hop.max_steps:
+        if step_over and (self._steps_done >= hop.max_steps or self._guesses):
             return Ending.STEPS
         return self._leave_open(Ending.TOKENS, now) if self._thought_tokens >= hop.max_tokens else None
 
+    def _may_guess(self, token: int) -> bool:
+        """Whether the hop is to guess, and nothing would end with this token."""
+        hop, marks = self._hop, self._marks
+        words_only = not marks[token] and token != marks.close and token not in marks.ends
+        room = min(hop.thinking_tokens, hop.max_tokens) - self._thought_tokens
+        return (
+            self._guesses < hop.guesses and words_only and room > 1 and self._cutter.open_tokens + 1 < hop.step_tokens
+        )
+
+    def _go_on_from(self, guess: Guess) -> None:
+        self.guess = guess
+        self._guesses += 1
+        self._thought_tokens += 1
+        self.written.append(guess.token)
+        self._cutter.add(guess.token)
+
     def _leave_open(self, ending: Ending, now: float) -> Ending:
-        self.open_ms = 0.0 if self._cutter.at_start else (now - self._began) * 1000.0
+        self.open_ms = self._open_for(now)
         return ending
+
+    def _open_for(self, now: float) -> float:
+        """Milliseconds."""
+        return 0.0 if self._cutter.at_start else (now - self._began) * 1000.0
 
     def _answer_on(self, token: int) -> Ending | None:
         self._answer.append(token)

@@ -3,6 +3,9 @@
 The small model writes on for as long as it is sure how each step begins; the large model writes the step that it
 is not sure of; then the small one goes on (GlimpRouter, arXiv 2601.05110). The paper asks two questions a step;
 here a run of easy steps is one hop.
+
+Where single tokens are the large model's (`token_threshold`), the small one guesses and writes on while the large one
+writes its token; more often than not that is the guess, and nobody has waited.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from router.hop import Chunk, Hop
+from router.leftovers import Leftovers
 from router.request import Model, Unavailable
 from router.transcript import Passage, Transcript
 
@@ -26,13 +30,27 @@ class Pool(Protocol):
 
 async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator[Passage]:
     """Write a request to its end: its thinking turn by turn, then its answer. Closing the generator cancels the
-    hop under way."""
-    while page.finish_reason is None:
-        model, hop = page.next()
-        try:
-            async with aclosing(pools[model].write(hop)) as chunks:
-                async for chunk in chunks:
-                    yield page.commit(model, chunk)
-        except Unavailable:
-            if not page.go_on_without(model):
-                raise
+    hops under way."""
+    async with Leftovers(page) as leftovers:
+        while page.finish_reason is None:
+            async with aclosing(_turn(page, pools, leftovers)) as passages:
+                async for passage in passages:
+                    yield passage
+
+
+async def _turn(page: Transcript, pools: Mapping[Model, Pool], leftovers: Leftovers) -> AsyncGenerator[Passage]:
+    model, hop = page.next()
+    try:
+        async with leftovers.or_all(pools[model].write(hop)) as chunks:
+            async for chunk in chunks:
+                yield page.commit(model, chunk)
+                if chunk.guess is not None:
+                    async with aclosing(_turn(page, pools, leftovers)) as other:
+                        async for passage in other:
+                            yield passage
+                    if not page.as_guessed(chunk.guess):
+                        leftovers.leave(chunks)
+                        break
+    except Unavailable as error:
+        if not page.go_on_without(error.model):
+            raise

@@ -10,15 +10,20 @@ from router.glimpse import MAX_ENTROPY
 from router.hop import UNBOUNDED, Ending
 from router.request import Model
 
+GUESSES = 4
+"""Of a hop. On the pair it was measured on two of three guesses are right, so one in five hops would get past these."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One model's turn: `steps` and `tokens` at most; after the first `ungated_steps` gated, at each step's first token
-    at `gate` nats and at every token at `token_gate` (None: ungated)."""
+    at `gate` nats and at every token at `token_gate` (None: ungated), past so many of which it goes on
+    (see `router.hop.Hop`)."""
 
     model: Model
     gate: float | None = None
     token_gate: float | None = None
+    guesses: int = 0
     steps: int = UNBOUNDED
     tokens: int = UNBOUNDED
     ungated_steps: int = 0
@@ -46,7 +51,9 @@ class EntropyGate:
     max_large_share: float = 1.0
 
     def turn(self, last: Ending | None, large_share: float) -> Turn:
-        small = Turn("small", _gate(self.threshold), _gate(self.token_threshold))
+        # Where the share is bounded, the next unsure token may be nobody's but the small model's.
+        guesses = GUESSES if self.max_large_share >= 1.0 else 0
+        small = Turn("small", _gate(self.threshold), _gate(self.token_threshold), guesses)
         if last not in (Ending.GLIMPSE, Ending.TOKEN):
             return small
         if large_share >= self.max_large_share and self.max_large_share < 1.0:

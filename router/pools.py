@@ -181,9 +181,11 @@ class ServedPool:
     async def _attempt(self, hop: Hop, deadline: float, patient: float) -> AsyncGenerator[Chunk]:
         with within(hop.trace):
             chunks = self._of(hop, method_name="write", stream=True).remote(hop)
-        silent, heard = time.monotonic() + SILENT_S, False
+        heard = False
         try:
             while True:
+                # From when it is listened to: meanwhile a guess may have been looked at.
+                silent = time.monotonic() + SILENT_S
                 until = min(deadline, patient, silent)
                 limit = asyncio.timeout(until - time.monotonic())
                 try:
@@ -198,7 +200,7 @@ class ServedPool:
                     raise (HopLost(f"a {self._model} replica fell silent") if heard else Unheard()) from error
                 if chunk is None:
                     return
-                silent, heard = time.monotonic() + SILENT_S, True
+                heard = True
                 if chunk != PULSE:
                     patient = math.inf
                     yield chunk

@@ -214,5 +214,6 @@ class Unavailable(Refusal):
     """A pool that can't answer now: no replica is up, or they keep failing."""
 
     def __init__(self, model: Model) -> None:
+        self.model = model
         message = f"The {model} model can't answer at present; try again."
         super().__init__(message, status=503, code="no_capacity", retry_after_s=2.0)

@@ -18,7 +18,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.hop import Chunk, End, Ending, Hop
+from router.hop import Chunk, End, Ending, Hop, unpack
+from router.leftovers import unwanted
 from router.metrics import metrics
 from router.observation import OPERATIONS, Observation, current, refused, shows_text
 from router.request import Event, Model, Pair, Refusal, Request, Service, StepWritten
@@ -103,8 +104,9 @@ class Watch:
         self._span: Span | None = None
         self._began = time.perf_counter()
         self._ended: float | None = None
+        self._told: int | None = None
         self._end: End | None = None
-        self._cached = self._tokens = 0
+        self._cached = self._tokens = self._unwanted = 0
         if replaces is not None and attempt > replaces._attempt:
             metrics().resumed_hops.inc(tags={"pool": model})
         if self._seen is not None:
@@ -149,8 +151,16 @@ class Watch:
         return self._span.get_span_context() if self._span else None
 
     def took(self, chunk: Chunk) -> None:
-        self._tokens += (len(chunk.thought) + len(chunk.answer)) // 4
+        if unwanted.get():
+            self._unwanted += chunk.tokens
+        else:
+            self._tokens += chunk.tokens
         self._cached = chunk.cached_tokens
+        if self._seen is not None:
+            # Where a guess is looked at, another hop was under way in between.
+            self._seen.hop_steps = self.steps
+        if self._told is None and chunk.thought:
+            self._told = unpack(chunk.thought)[0]
         if chunk.end is not None:
             self._end, self._ended = chunk.end, time.perf_counter()
 
@@ -166,7 +176,7 @@ class Watch:
         if self._seen is not None:
             self._seen.spent(self._model, "completion", self._tokens)
             if self._end is not None:
-                self._seen.spent(self._model, "discarded", self._end.discarded_tokens)
+                self._seen.spent(self._model, "discarded", self._end.discarded_tokens + self._unwanted)
         if self._span is not None:
             self._end_span(self._span, seconds, kind)
 
@@ -179,9 +189,12 @@ class Watch:
                     "glimpse.replica": end.replica,
                     "glimpse.ending": end.ending.value,
                     "glimpse.engine_ms": end.engine_ms,
-                    "glimpse.discarded_tokens": end.discarded_tokens,
+                    "glimpse.discarded_tokens": end.discarded_tokens + self._unwanted,
                 }
             )
+            if (guess := self.hop.guess) is not None:
+                told = "right" if self._told == guess.token else "wrong"
+                span.set_attributes({"glimpse.entropy": guess.entropy, "glimpse.guess": told})
             if end.ending in (Ending.GLIMPSE, Ending.TOKEN) and end.glimpse is not None:
                 span.set_attributes({"glimpse.entropy": end.glimpse, "glimpse.decision": "large"})
         elif kind is not None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.budget import Budget
-from router.hop import UNBOUNDED, Chunk, CutStep, End, Ending, Hop, unpack
+from router.hop import UNBOUNDED, Chunk, CutStep, End, Ending, Guess, Hop, unpack
 from router.policy import Alone, Policy, Turn
 from router.prefix import Prefix, other
 from router.request import FinishReason, Model, ModelUsage, Sampling
@@ -80,7 +80,9 @@ class Transcript:
         self._open_ms = 0.0
         self._open_entropy: float | None = None
         self._last_step: tuple[Model, int] = ("small", 0)
-        self._hop_prefix_tokens = 0
+        self._hop_prefix_tokens: dict[Model, int] = {}
+        self._guess: Guess | None = None
+        self._guessed_after = -1
         self._portion = self._answered = 0
         if not self.thinking:
             self._close_thinking()
@@ -119,6 +121,8 @@ class Transcript:
             self._hop(turn.model),
             gate=turn.gate,
             token_gate=turn.token_gate,
+            guesses=turn.guesses if turn.token_gate is not None else 0,
+            guess=self._guess if escalated and self.committed_tokens == self._guessed_after else None,
             ungated_steps=turn.ungated_steps,
             max_steps=min(turn.steps, budget.steps - self.steps),
             max_tokens=turn.tokens,
@@ -160,9 +164,18 @@ class Transcript:
         if steps:
             self._last_step = (model, chunk.steps[-1].tokens)
         self._open_entropy = chunk.open_entropy
+        if chunk.guess is not None:
+            self.last, self._open_ms = Ending.TOKEN, chunk.guess.open_ms
+            self._guess, self._guessed_after = chunk.guess, self.committed_tokens
         if chunk.end is not None:
             self._hop_over(chunk.end, answering=chunk.answering)
-        return Passage(model, thought, answer, steps, self._hop_prefix_tokens, chunk.cached_tokens, chunk.end)
+        prefix_tokens = self._hop_prefix_tokens[model]
+        return Passage(model, thought, answer, steps, prefix_tokens, chunk.cached_tokens, chunk.end)
+
+    def as_guessed(self, guess: Guess) -> bool:
+        """Whether that token, and nothing else, was written since."""
+        once = self.last is Ending.TOKENS and self.committed_tokens == self._guessed_after + 1
+        return once and self.prefix.ids("small")[-1] == guess.token
 
     def ahead(self, model: Model) -> Hop:
         """A hop that only reads the prompt."""
@@ -183,7 +196,7 @@ class Transcript:
         task = self.task
         ids = self.prefix.ids(model)
         self._answered = 0
-        self._hop_prefix_tokens = len(ids)
+        self._hop_prefix_tokens[model] = len(ids)
         stop = task.sampling.stop if task.plain or not self.thinking else ()
         return Hop(
             pair=task.pair,

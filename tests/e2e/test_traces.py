@@ -135,6 +135,19 @@ async def test_a_resumed_hop_is_in_the_tree_with_the_one_it_replaces(
     assert await settled(system, within_s=10) == {"small": 0, "large": 0}
 
 
+async def test_a_hop_that_guessed_wrong_ends_when_the_next_one_comes(
+    client: httpx.AsyncClient, receiver: Receiver
+) -> None:
+    guesses, endings = [], []
+    for problem in problems(6):
+        trace, glimpse = await traced(client, problem.question, threshold=3.0, token_threshold=0.5)
+        hops = [span for span in await told(receiver, trace) if span.name in HOPS]
+        assert len(hops) == glimpse["hops"]
+        guesses += [hop.attributes["glimpse.guess"] for hop in hops if "glimpse.guess" in hop.attributes]
+        endings += [hop.attributes["glimpse.ending"] for hop in hops]
+    assert 0 < endings.count("left") <= guesses.count("wrong")
+
+
 async def test_an_unsampled_request_sends_nothing_from_any_process(
     client: httpx.AsyncClient, receiver: Receiver
 ) -> None:

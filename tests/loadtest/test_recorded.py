@@ -78,6 +78,16 @@ def test_tokens_that_went_by_themselves_are_unsure_where_they_stand_or_before_th
     assert len(text) == 6 + 8 + 7
 
 
+def test_the_small_model_goes_wrong_where_it_did() -> None:
+    chain = chained([(Step(6, False, (0, 3), (3,)), Step(8, False, (7,), (7,)))], words())
+    large, small, last, astray = chain.successors, chain.of_small, int(chain.starts[0].removeprefix("start")), []
+    for place in range(14):
+        astray += [place] if small[last][0] != large[last][0] else []
+        assert set(small[last]) == set(large[last])
+        last = large[last][0]
+    assert astray == [3, 6 + 4]
+
+
 def test_more_unsure_tokens_than_there_is_room_for_are_as_many_as_there_is() -> None:
     assert choices(chained([(Step(4, True, (0, 1, 2, 3)), Step(4, False))], words()))[:4] == [UNSURE] * 3 + [1]
 

@@ -3,7 +3,7 @@ from array import array
 import pytest
 from toy import BLANK, CLOSE, END, MARKS, STOP
 
-from router.hop import Chunk, CutStep, Ending, Hop, Run, unpack
+from router.hop import Chunk, CutStep, Ending, Guess, Hop, Run, unpack
 from router.request import Sampling
 
 A, B = 10, 11
@@ -118,6 +118,35 @@ def test_why_a_hop_is_over(
     assert [*unpack(chunk.thought), *unpack(chunk.answer)] == written
     if ending not in (None, Ending.LIMIT, Ending.TOKEN):
         assert sum(step.tokens for step in chunk.steps) == len(unpack(chunk.thought)), "no thought without a step"
+
+
+def test_a_guess_is_told_and_written_on_from_to_the_end_of_its_step() -> None:
+    asked = hop(9, token_gate=1.0, guesses=2)
+    run = Run(asked, MARKS, 0.0)
+    assert [run.take(token, entropy, 1.0) for token, entropy in ((A, 0.5), (B, 1.5))] == [None, None]
+    first = run.drain(cached_tokens=0)
+    assert first == Chunk(pack(A), open_entropy=0.5, guess=Guess(B, 1.5, 1000.0))
+    assert [run.take(token, 0.5, 2.0) for token in (A, STOP)] == [None, Ending.STEPS]
+    assert run.drain(cached_tokens=0) == Chunk(pack(A, STOP), steps=(CutStep(4, 0.5, 2000.0),))
+    assert (list(run.written), run.kept) == ([A, B, A, STOP], 3)
+    left = asked.after(first)
+    assert (list(unpack(left.prefix)), left.open_tokens, left.guesses) == ([9, A, B], 2, 1)
+    assert (left.thinking_tokens, left.tokens) == (48, 58)
+
+
+@pytest.mark.parametrize("token", [STOP, BLANK, CLOSE, END])
+def test_a_token_that_may_end_something_is_no_guess(token: int) -> None:
+    run = write(hop(token_gate=1.0, guesses=9), A, token, entropy=1.5)
+    assert (run.ending, list(run.written)) == (Ending.TOKEN, [A])
+
+
+@pytest.mark.parametrize(
+    ("fields", "guessed"),
+    [({"guesses": 2}, 2), ({"step_tokens": 4}, 3), ({"thinking_tokens": 4}, 3), ({"max_tokens": 4}, 3), ({}, 9)],
+)
+def test_as_many_guesses_as_were_asked_for_and_there_is_room_for(fields: dict, guessed: int) -> None:
+    run = write(hop(**({"token_gate": 1.0, "guesses": 9} | fields)), *[A] * 20, entropy=1.5)
+    assert (run.ending, list(run.written)) == (Ending.TOKEN, [A] * guessed)
 
 
 def test_a_failed_glimpse_is_told() -> None:

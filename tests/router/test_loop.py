@@ -1,6 +1,7 @@
 from array import array
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from toy import BLANK, CLOSE, END, MARKS, OPEN, MortalPool, ToyModel, ToyPool, p
 
 from router.hop import Chunk, Ending, Hop
 from router.loop import write
-from router.policy import Alone, EntropyGate, RandomShare
+from router.policy import Alone, EntropyGate, RandomShare, Turn
 from router.request import Sampling, Unavailable
 from router.transcript import Passage, Task, Transcript
 
@@ -75,6 +76,63 @@ async def test_the_token_gate_decides_each_token(seed: str, threshold: float, to
     assert page.escalations == len([h for h in served["large"].hops if h.thinking])
 
 
+class Follower(ToyModel):
+    """Mostly writes what the small model would."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__("large" + seed)
+        self._led = ToyModel("small" + seed)
+
+    def next(self, prefix: Iterable[int]) -> tuple[int, float]:
+        token, entropy = super().next(prefix)
+        return (self._led.next(prefix)[0], entropy) if entropy < 2.0 else (token, entropy)
+
+
+@dataclass(frozen=True)
+class Guessless:
+    gate: EntropyGate
+
+    def turn(self, last: Ending | None, large_share: float) -> Turn:
+        return replace(self.gate.turn(last, large_share), guesses=0)
+
+
+def following(seed: str, **options: int) -> dict:
+    return {"small": ToyPool(ToyModel("small" + seed), **options), "large": ToyPool(Follower(seed), **options)}
+
+
+@given(seed=seeds, threshold=st.floats(1.0, 3.0), token=st.floats(0.0, 3.0), chunk=st.integers(1, 9))
+@settings(max_examples=80)
+async def test_guesses_change_nothing_but_the_hops(seed: str, threshold: float, token: float, chunk: int) -> None:
+    gate = EntropyGate(threshold, token)
+    patient, plain = await run(task(Guessless(gate)), following(seed, chunk=chunk))
+    served = following(seed, chunk=chunk)
+    page, guessing = await run(task(gate), served)
+    assert [(p.model, i) for p in guessing for i in p.thought + p.answer] == [
+        (p.model, i) for p in plain for i in p.thought + p.answer
+    ]
+    assert [(s.tokens, s.entropy, s.large_tokens) for p in guessing for s in p.steps] == [
+        (s.tokens, s.entropy, s.large_tokens) for p in plain for s in p.steps
+    ]
+    assert (page.usage, page.escalations, page.finish_reason) == (
+        patient.usage,
+        patient.escalations,
+        patient.finish_reason,
+    )
+    assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
+    assert page.hops == sum(len(pool.hops) for pool in served.values()) <= patient.hops + page.steps
+    assert all(pool.closed == len(pool.hops) for pool in served.values())
+
+
+async def test_a_right_guess_spares_a_hop_of_the_small_model() -> None:
+    """Of every four unsure tokens the large model would write three as well."""
+    spared, asked = 0, 0
+    for seed in map(str, range(40)):
+        page, _ = await run(task(EntropyGate(3.0, 2.0)), following(seed))
+        patient, _ = await run(task(Guessless(EntropyGate(3.0, 2.0))), following(seed))
+        spared, asked = spared + patient.hops - page.hops, asked + page.escalations
+    assert spared > asked / 3
+
+
 @given(seed=seeds)
 @settings(max_examples=40)
 async def test_always_small_is_small_alone(seed: str) -> None:
@@ -88,13 +146,16 @@ async def test_always_small_is_small_alone(seed: str) -> None:
 gates = st.builds(EntropyGate, st.floats(0.0, 3.0), st.none() | st.floats(1.0, 3.0))
 
 
-@given(seed=seeds, policy=gates, chunk=st.integers(1, 5), lives=st.integers(1, 3))
-@settings(max_examples=80)
-async def test_lost_hops_leave_no_gap_and_no_repeat(seed: str, policy: EntropyGate, chunk: int, lives: int) -> None:
+@given(seed=seeds, policy=gates, follows=st.booleans(), chunk=st.integers(1, 5), lives=st.integers(1, 3))
+@settings(max_examples=120)
+async def test_lost_hops_leave_no_gap_and_no_repeat(
+    seed: str, policy: EntropyGate, follows: bool, chunk: int, lives: int
+) -> None:
     """Design rule 9."""
     work = task(policy)
-    page, whole = await run(work, pools(seed))
-    mortal = {m: MortalPool(ToyModel(m + seed), chunk=chunk, lives=lives) for m in ("small", "large")}
+    served = following(seed) if follows else pools(seed)
+    page, whole = await run(work, served)
+    mortal = {name: MortalPool(pool.model, chunk=chunk, lives=lives) for name, pool in served.items()}
     resumed_page, resumed = await run(work, mortal)
     assert tokens(resumed) == tokens(whole)
     assert [(s.tokens, s.entropy, s.large_tokens) for p in resumed for s in p.steps] == [

@@ -223,6 +223,23 @@ async def test_a_replica_that_falls_silent_is_lost(monkeypatch: pytest.MonkeyPat
     assert handle.responses[0].cancelled == 1
 
 
+async def test_one_that_is_not_listened_to_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SILENT_S", 0.05)
+
+    async def steady(hop: Hop) -> AsyncGenerator[Chunk]:
+        async for chunk in replica()(hop):
+            await asyncio.sleep(0.005)
+            yield chunk
+
+    handle, told = Handle(steady), []
+    async for chunk in ServedPool("small", handle, attempts=3).write(hop()):
+        told.append(chunk)
+        if len(told) == 1:
+            await asyncio.sleep(0.1)
+    assert ids(told) == ids(await written(Handle(replica()), hop()))
+    assert len(handle.hops) == 1
+
+
 async def test_one_that_has_nothing_to_tell_but_lives_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "SILENT_S", 0.2)
 

@@ -102,9 +102,11 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
     return record(monkeypatch, ParentBased(ALWAYS_ON))
 
 
-def reciting(hard: frozenset[int] = frozenset()) -> Script:
-    """A replica that recites the text; to it the steps in `hard` begin with 2 nats, all others with none."""
-    script, delimiter = tokens(TEXT), tokens("\n\n")[0]
+def reciting(hard: frozenset[int] = frozenset(), text: str = TEXT, unsure: str = TEXT) -> Script:
+    """A replica that recites the text; to it the tokens of `unsure` in the steps in `hard` have 2 nats, all others
+    none."""
+    script, delimiter = tokens(text), tokens("\n\n")[0]
+    doubts = set(tokens(unsure))
 
     async def write(hop: Hop) -> AsyncGenerator[Chunk]:
         began = time.perf_counter()
@@ -112,12 +114,15 @@ def reciting(hard: frozenset[int] = frozenset()) -> Script:
         at = hop.prefix_tokens - PROMPT
         while run.ending is None:
             token = script[at] if at < len(script) else END
-            run.take(token, 2.0 if script[:at].count(delimiter) // 2 in hard else 0.0, time.perf_counter())
+            uncertain = script[:at].count(delimiter) // 2 in hard and token in doubts
+            run.take(token, 2.0 if uncertain else 0.0, time.perf_counter())
             at += 1
-            if hop.streaming and run.ending is None and len(run.written) % 3 == 0:
+            if run.guess or (hop.streaming and run.ending is None and len(run.written) % 3 == 0):
                 yield run.drain(cached_tokens=0)
         engine_ms = (time.perf_counter() - began) * 1000.0
-        yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse, engine_ms=engine_ms))
+        discarded = at + PROMPT - hop.prefix_tokens - run.kept
+        end = End(run.ending, run.glimpse, discarded_tokens=discarded, engine_ms=engine_ms)
+        yield run.drain(cached_tokens=0, end=end)
 
     return write
 
@@ -302,6 +307,41 @@ async def test_metrics_are_the_reply_summed(served: Served, counted: dict[str, R
         assert tokens_total[("anonymous", model, "prompt")] == usage[model]["prompt_tokens"]
     assert counted["glimpse_request_seconds"].counts[()] == 1
     assert counted["glimpse_time_to_first_token_seconds"].counts[()] == 1
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT.replace("ep", "EP")], ids=["right", "wrong"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_guesses_are_in_the_trace_and_what_they_cost_in_the_metrics(
+    served: Served, traces: Traces, counted: dict[str, Recorded], text: str, stream: bool
+) -> None:
+    served.handles["small"].scripts = (reciting(HARD, unsure="e."),)
+    served.handles["large"].scripts = (reciting(text=text),)
+    reply = await served.ask(
+        stream=stream,
+        stream_options={"include_usage": True} if stream else None,
+        glimpse={"threshold": 3.0, "token_threshold": 1.0, "include_steps": True},
+    )
+    events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line and "[DONE]" not in line]
+    told = {k: v for event in map(json.loads, events) for k, v in event.items() if k in ("usage", "glimpse") and v}
+    runs, asked = traces.named("run small"), traces.named("step large")
+    assert len(runs) + len(asked) == told["glimpse"]["hops"]
+    guesses = [hop.attributes["glimpse.guess"] for hop in asked if "glimpse.guess" in hop.attributes]
+    wrong = 0 if text == TEXT else len(HARD)
+    assert (guesses.count("right"), guesses.count("wrong")) == (2 * len(HARD) - wrong, wrong)
+    at = {span.context.span_id: span for span in [*runs, *asked]}
+    steps = traces.named("glimpse.step")
+    assert sorted(step.attributes["glimpse.step.index"] for step in steps) == list(range(STEPS))
+    for step in steps:
+        hop = at[step.parent.span_id]
+        assert hop.start_time <= step.start_time <= step.end_time <= hop.end_time
+    tokens_total = counted["glimpse_tokens_total"].sums
+    discarded = 0.0
+    for model, used in told["usage"]["by_model"].items():
+        assert tokens_total[("anonymous", model, "completion")] == used["completion_tokens"]
+        discarded += tokens_total[("anonymous", model, "discarded")]
+    # Each guess, and what was written after a wrong one: "p", a blank, a digit or two, the guess of ".", a blank line.
+    after = sum(len(f"p {step}.\n\n") for step in HARD) if wrong else 0
+    assert discarded == told["glimpse"]["discarded_tokens"] == len(guesses) + after
 
 
 async def test_a_request_that_is_refused_for_want_of_room_is_shed(served: Served, counted: dict[str, Recorded]) -> None:

@@ -49,12 +49,13 @@ class ToyPool:
     def __init__(self, model: ToyModel, *, chunk: int = 3) -> None:
         self.model, self.chunk = model, chunk
         self.hops: list[Hop] = []
-        self.closed = 0
+        self.closed = self.generated = 0
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         self.hops.append(hop)
         try:
             for chunk in chunks(self.model, hop, self.chunk):
+                self.generated += chunk.tokens + (chunk.end.discarded_tokens if chunk.end else 0)
                 yield chunk
         finally:
             self.closed += 1
@@ -92,9 +93,9 @@ def chunks(model: ToyModel, hop: Hop, size: int) -> Iterable[Chunk]:
         token, entropy = model.next(prefix + run.written)
         run.take(token, entropy if run.wants_entropy else None, time.monotonic())
         taken += 1
-        if run.ending is None and taken % size == 0:
+        if run.ending is None and (run.guess or taken % size == 0):
             yield run.drain(cached_tokens=0)
-    yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse, discarded_tokens=taken - len(run.written)))
+    yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse, discarded_tokens=taken - run.kept))
 
 
 def task(policy: Policy, *, tokens: int = 400, answer_by: Model = "large", **changes: object) -> Task:

@@ -1,0 +1,63 @@
+"""What is left of a hop when a guess in it was wrong.
+
+It is read to its end beside the request, so that all that its engine wrote in vain is counted. That end comes soon: the
+replica leaves such a hop as soon as the request's next one is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Self
+
+from router.hop import Chunk
+from router.transcript import Transcript
+
+PATIENCE_S = 5.0
+"""How long a request that has come to its end waits for it."""
+
+unwanted: ContextVar[bool] = ContextVar("unwanted", default=False)
+"""Whether what a hop tells is only counted."""
+
+
+class Leftovers:
+    """Those of one request. Without them it has not come to its end; where it is given up, they are as well."""
+
+    def __init__(self, page: Transcript) -> None:
+        self._page = page
+        self._reading: dict[AsyncGenerator[Chunk], asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        reading = self._reading.values()
+        if kind is None and reading:
+            await asyncio.wait(reading, timeout=PATIENCE_S)
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+    @asynccontextmanager
+    async def or_all(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[AsyncGenerator[Chunk]]:
+        """A hop that is read here, or left; it is closed unless it is left."""
+        try:
+            yield chunks
+        finally:
+            if chunks not in self._reading:
+                await chunks.aclose()
+
+    def leave(self, chunks: AsyncGenerator[Chunk]) -> None:
+        self._page.hops += 1
+        self._reading[chunks] = asyncio.create_task(self._read(chunks))
+
+    async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
+        unwanted.set(True)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                self._page.discarded_tokens += chunk.tokens + (chunk.end.discarded_tokens if chunk.end else 0)
