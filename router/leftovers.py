@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 
 from router.hop import Chunk
+from router.request import Refusal
 from router.transcript import Transcript
 
 PATIENCE_S = 5.0
@@ -36,7 +37,7 @@ class Leftovers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        reading = self._reading.values()
+        reading = list(self._reading.values())
         if kind is None and reading:
             await asyncio.wait(reading, timeout=PATIENCE_S)
         for task in reading:
@@ -44,7 +45,7 @@ class Leftovers:
         await asyncio.gather(*reading, return_exceptions=True)
 
     @asynccontextmanager
-    async def or_all(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[AsyncGenerator[Chunk]]:
+    async def closing(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[AsyncGenerator[Chunk]]:
         """A hop that is read here, or left; it is closed unless it is left."""
         try:
             yield chunks
@@ -54,10 +55,13 @@ class Leftovers:
 
     def leave(self, chunks: AsyncGenerator[Chunk]) -> None:
         self._page.hops += 1
-        self._reading[chunks] = asyncio.create_task(self._read(chunks))
+        task = self._reading[chunks] = asyncio.create_task(self._read(chunks))
+        task.add_done_callback(lambda _: self._reading.pop(chunks))
 
     async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
         unwanted.set(True)
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                self._page.discarded_tokens += chunk.tokens + (chunk.end.discarded_tokens if chunk.end else 0)
+        # A hop that nobody wants any more may as well come to nothing.
+        with suppress(Refusal):
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    self._page.discarded_tokens += chunk.tokens + (chunk.end.discarded_tokens if chunk.end else 0)

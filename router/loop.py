@@ -41,7 +41,7 @@ async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator
 async def _turn(page: Transcript, pools: Mapping[Model, Pool], leftovers: Leftovers) -> AsyncGenerator[Passage]:
     model, hop = page.next()
     try:
-        async with leftovers.or_all(pools[model].write(hop)) as chunks:
+        async with leftovers.closing(pools[model].write(hop)) as chunks:
             async for chunk in chunks:
                 yield page.commit(model, chunk)
                 if chunk.guess is not None:

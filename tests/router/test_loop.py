@@ -7,13 +7,15 @@ from itertools import accumulate, pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import BLANK, CLOSE, END, MARKS, OPEN, MortalPool, ToyModel, ToyPool, prefix, task
+from toy import BLANK, CLOSE, END, MARKS, OPEN, TEXTS, MortalPool, ToyModel, ToyPool, prefix, task
 
 from router.hop import Chunk, Ending, Hop
 from router.loop import write
 from router.policy import Alone, EntropyGate, RandomShare, Turn
 from router.request import Sampling, Unavailable
 from router.transcript import Passage, Task, Transcript
+
+WORD = TEXTS.index(b" w0")
 
 
 async def run(work: Task, pools: dict) -> tuple[Transcript, list[Passage]]:
@@ -121,6 +123,39 @@ async def test_guesses_change_nothing_but_the_hops(seed: str, threshold: float, 
     assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
     assert page.hops == sum(len(pool.hops) for pool in served.values()) <= patient.hops + page.steps
     assert all(pool.closed == len(pool.hops) for pool in served.values())
+
+
+class Contrary(ToyModel):
+    """Writes no word that the small model would."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__("large" + seed)
+        self._foe = ToyModel("small" + seed)
+
+    def next(self, prefix: Iterable[int]) -> tuple[int, float]:
+        token, entropy = super().next(prefix)
+        return (token - 1 if token == self._foe.next(prefix)[0] > WORD else token, entropy)
+
+
+class Forsaken(ToyPool):
+    """Refuses whatever is still wanted of a hop after a guess."""
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        async for chunk in super().write(hop):
+            yield chunk
+            if chunk.guess is not None:
+                raise Unavailable("small")
+
+
+async def test_what_is_left_of_a_wrong_guess_may_come_to_nothing() -> None:
+    gate, left = EntropyGate(3.0, 2.5), 0
+    for seed in map(str, range(20)):
+        served = pools(seed) | {"large": ToyPool(Contrary(seed))}
+        _, whole = await run(task(gate), served)
+        page, passages = await run(task(gate), served | {"small": Forsaken(served["small"].model)})
+        assert tokens(passages) == tokens(whole)
+        left += page.escalations
+    assert left > 20
 
 
 async def test_a_right_guess_spares_a_hop_of_the_small_model() -> None:
