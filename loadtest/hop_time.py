@@ -7,9 +7,8 @@ Starts the profile's system and has its requests traced, to a receiver in this p
 router's asking until the engine has the request, `after` from the engine's last token until the router has the hop's
 end. vLLM tells its own time only of a request that it ended itself: of hops that the gate stopped neither is known,
 and they count like the others of their model, or of the other where their model has none. Between hops that go on at
-the same time (`token_threshold`) there is nothing. `around`: what lies before
-the first hop, between two, after the last, and around the engines in each, as a share of the time that all requests
-took.
+the same time (`token_threshold`) there is nothing. `around`: what lies before the first hop, between two, after the
+last, and around the engines in each, as a share of the time that all requests took.
 
 Being traced costs time too, so that all of this is rather too much than too little (`loadtest.tracing_cost`).
 """
