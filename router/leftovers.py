@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
@@ -38,20 +38,18 @@ class Leftovers:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         reading = list(self._reading.values())
-        if kind is None and reading:
+        if not reading:
+            return
+        if kind is None:
             await asyncio.wait(reading, timeout=PATIENCE_S)
         for task in reading:
             task.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
 
-    @asynccontextmanager
-    async def closing(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[AsyncGenerator[Chunk]]:
-        """A hop that is read here, or left; it is closed unless it is left."""
-        try:
-            yield chunks
-        finally:
-            if chunks not in self._reading:
-                await chunks.aclose()
+    async def close(self, chunks: AsyncGenerator[Chunk]) -> None:
+        """Closes a hop, unless it was left."""
+        if chunks not in self._reading:
+            await chunks.aclose()
 
     def leave(self, chunks: AsyncGenerator[Chunk]) -> None:
         self._page.hops += 1

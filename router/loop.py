@@ -33,24 +33,22 @@ async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator
     hops under way."""
     async with Leftovers(page) as leftovers:
         while page.finish_reason is None:
-            async with aclosing(_turn(page, pools, leftovers)) as passages:
-                async for passage in passages:
-                    yield passage
-
-
-async def _turn(page: Transcript, pools: Mapping[Model, Pool], leftovers: Leftovers) -> AsyncGenerator[Passage]:
-    model, hop = page.next()
-    try:
-        async with leftovers.closing(pools[model].write(hop)) as chunks:
-            async for chunk in chunks:
-                yield page.commit(model, chunk)
-                if chunk.guess is not None:
-                    async with aclosing(_turn(page, pools, leftovers)) as other:
-                        async for passage in other:
-                            yield passage
+            model, hop = page.next()
+            chunks = pools[model].write(hop)
+            try:
+                async for chunk in chunks:
+                    yield page.commit(model, chunk)
+                    if chunk.guess is None:
+                        continue
+                    other, token = page.next()
+                    async with aclosing(pools[other].write(token)) as told:
+                        async for one in told:
+                            yield page.commit(other, one)
                     if not page.as_guessed(chunk.guess):
                         leftovers.leave(chunks)
                         break
-    except Unavailable as error:
-        if not page.go_on_without(error.model):
-            raise
+            except Unavailable as error:
+                if not page.go_on_without(error.model):
+                    raise
+            finally:
+                await leftovers.close(chunks)

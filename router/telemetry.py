@@ -159,7 +159,7 @@ class Watch:
         if self._seen is not None:
             # Where a guess is looked at, another hop was under way in between.
             self._seen.hop_steps = self.steps
-        if self._told is None and chunk.thought:
+        if self.hop.guess is not None and self._told is None and chunk.thought:
             self._told = unpack(chunk.thought)[0]
         if chunk.end is not None:
             self._end, self._ended = chunk.end, time.perf_counter()
