@@ -36,7 +36,7 @@ from deployments.config import PoolConfig, is_cpu_build
 from deployments.logs import sheltered
 from router import tracing
 from router.glimpse import TOP, entropy
-from router.hop import Chunk, End, Ending, Guess, Hop, HopLost, Run, StrangePair, unpack
+from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
 from router.pulse import beating
 from router.request import Model, Sampling
 from router.steps import Mark
@@ -202,9 +202,9 @@ class Engine:
                     generated += len(piece.token_ids)
                     cached = cached or output.num_cached_tokens or 0
                     if run.ending is None:
-                        for _ in self._taken(run, piece):
+                        for chunk in self._taken(run, piece, cached):
                             flushed = time.perf_counter()
-                            yield run.drain(cached_tokens=cached)
+                            yield chunk
                         if run.ending is None and output.finished:
                             self._stopped_early(hop, run, piece)
                     if run.ending is not None and not output.finished and not over:
@@ -262,8 +262,8 @@ class Engine:
             skip_clone=True,
         )
 
-    def _taken(self, run: Run, piece: CompletionOutput) -> Iterator[Guess]:
-        """Has the run take the tokens, and stops at each that it guesses."""
+    def _taken(self, run: Run, piece: CompletionOutput, cached: int) -> Iterator[Chunk]:
+        """Has the run take the tokens; a chunk for each that it guesses."""
         now = time.perf_counter()
         logprobs: Any = piece.logprobs
         for i, token in enumerate(piece.token_ids):
@@ -273,7 +273,7 @@ class Engine:
             if run.take(token, glimpse, now) is not None:
                 return
             if run.guess is not None:
-                yield run.guess
+                yield run.drain(cached_tokens=cached)
 
     def _stopped_early(self, hop: Hop, run: Run, piece: CompletionOutput) -> None:
         if isinstance(piece.stop_reason, str):

@@ -44,11 +44,13 @@ async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator
                     async with aclosing(pools[other].write(token)) as told:
                         async for one in told:
                             yield page.commit(other, one)
-                    if not page.as_guessed(chunk.guess):
+                    if not page.as_guessed:
                         leftovers.leave(chunks)
                         break
             except Unavailable as error:
                 if not page.go_on_without(error.model):
                     raise
+                if error.model != model:
+                    leftovers.leave(chunks)
             finally:
                 await leftovers.close(chunks)

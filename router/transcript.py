@@ -172,10 +172,11 @@ class Transcript:
         prefix_tokens = self._hop_prefix_tokens[model]
         return Passage(model, thought, answer, steps, prefix_tokens, chunk.cached_tokens, chunk.end)
 
-    def as_guessed(self, guess: Guess) -> bool:
-        """Whether that token, and nothing else, was written since."""
+    @property
+    def as_guessed(self) -> bool:
+        """Whether what was written since the last guess is that token and nothing else."""
         once = self.last is Ending.TOKENS and self.committed_tokens == self._guessed_after + 1
-        return once and self.prefix.ids("small")[-1] == guess.token
+        return once and self._guess is not None and self.prefix.ids("small")[-1] == self._guess.token
 
     def ahead(self, model: Model) -> Hop:
         """A hop that only reads the prompt."""

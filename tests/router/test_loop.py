@@ -1,35 +1,33 @@
 from array import array
-from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import BLANK, CLOSE, END, MARKS, OPEN, TEXTS, MortalPool, ToyModel, ToyPool, prefix, task
+from toy import (
+    BLANK,
+    CLOSE,
+    END,
+    MARKS,
+    OPEN,
+    AbsentPool,
+    MortalPool,
+    ToyModel,
+    ToyPool,
+    following,
+    pools,
+    prefix,
+    run,
+    task,
+    tokens,
+)
 
-from router.hop import Chunk, Ending, Hop
+from router.hop import Ending, Hop
 from router.loop import write
-from router.policy import Alone, EntropyGate, RandomShare, Turn
+from router.policy import Alone, EntropyGate, RandomShare
 from router.request import Sampling, Unavailable
-from router.transcript import Passage, Task, Transcript
-
-WORD = TEXTS.index(b" w0")
-
-
-async def run(work: Task, pools: dict) -> tuple[Transcript, list[Passage]]:
-    page = Transcript(work, prefix())
-    return page, [passage async for passage in write(page, pools)]
-
-
-def tokens(passages: list[Passage]) -> list[int]:
-    return [i for p in passages for i in p.thought + p.answer]
-
-
-def pools(seed: str, **options: int) -> dict:
-    return {model: ToyPool(ToyModel(model + seed), **options) for model in ("small", "large")}
-
+from router.transcript import Transcript
 
 seeds = st.integers(0, 10**6).map(str)
 
@@ -76,96 +74,6 @@ async def test_the_token_gate_decides_each_token(seed: str, threshold: float, to
     large = sum(len(p.thought) for p in passages if p.model == "large")
     assert (sum(s.tokens for s in steps), sum(s.large_tokens for s in steps)) == (page.reasoning_tokens, large)
     assert page.escalations == len([h for h in served["large"].hops if h.thinking])
-
-
-class Follower(ToyModel):
-    """Mostly writes what the small model would."""
-
-    def __init__(self, seed: str) -> None:
-        super().__init__("large" + seed)
-        self._led = ToyModel("small" + seed)
-
-    def next(self, prefix: Iterable[int]) -> tuple[int, float]:
-        token, entropy = super().next(prefix)
-        return (self._led.next(prefix)[0], entropy) if entropy < 2.0 else (token, entropy)
-
-
-@dataclass(frozen=True)
-class Guessless:
-    gate: EntropyGate
-
-    def turn(self, last: Ending | None, large_share: float) -> Turn:
-        return replace(self.gate.turn(last, large_share), guesses=0)
-
-
-def following(seed: str, **options: int) -> dict:
-    return {"small": ToyPool(ToyModel("small" + seed), **options), "large": ToyPool(Follower(seed), **options)}
-
-
-@given(seed=seeds, threshold=st.floats(1.0, 3.0), token=st.floats(0.0, 3.0), chunk=st.integers(1, 9))
-@settings(max_examples=80)
-async def test_guesses_change_nothing_but_the_hops(seed: str, threshold: float, token: float, chunk: int) -> None:
-    gate = EntropyGate(threshold, token)
-    patient, plain = await run(task(Guessless(gate)), following(seed, chunk=chunk))
-    served = following(seed, chunk=chunk)
-    page, guessing = await run(task(gate), served)
-    assert [(p.model, i) for p in guessing for i in p.thought + p.answer] == [
-        (p.model, i) for p in plain for i in p.thought + p.answer
-    ]
-    assert [(s.tokens, s.entropy, s.large_tokens) for p in guessing for s in p.steps] == [
-        (s.tokens, s.entropy, s.large_tokens) for p in plain for s in p.steps
-    ]
-    assert (page.usage, page.escalations, page.finish_reason) == (
-        patient.usage,
-        patient.escalations,
-        patient.finish_reason,
-    )
-    assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
-    assert page.hops == sum(len(pool.hops) for pool in served.values()) <= patient.hops + page.steps
-    assert all(pool.closed == len(pool.hops) for pool in served.values())
-
-
-class Contrary(ToyModel):
-    """Writes no word that the small model would."""
-
-    def __init__(self, seed: str) -> None:
-        super().__init__("large" + seed)
-        self._foe = ToyModel("small" + seed)
-
-    def next(self, prefix: Iterable[int]) -> tuple[int, float]:
-        token, entropy = super().next(prefix)
-        return (token - 1 if token == self._foe.next(prefix)[0] > WORD else token, entropy)
-
-
-class Forsaken(ToyPool):
-    """Refuses whatever is still wanted of a hop after a guess."""
-
-    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        async for chunk in super().write(hop):
-            yield chunk
-            if chunk.guess is not None:
-                raise Unavailable("small")
-
-
-async def test_what_is_left_of_a_wrong_guess_may_come_to_nothing() -> None:
-    gate, left = EntropyGate(3.0, 2.5), 0
-    for seed in map(str, range(20)):
-        served = pools(seed) | {"large": ToyPool(Contrary(seed))}
-        _, whole = await run(task(gate), served)
-        page, passages = await run(task(gate), served | {"small": Forsaken(served["small"].model)})
-        assert tokens(passages) == tokens(whole)
-        left += page.escalations
-    assert left > 20
-
-
-async def test_a_right_guess_spares_a_hop_of_the_small_model() -> None:
-    """Of every four unsure tokens the large model would write three as well."""
-    spared, asked = 0, 0
-    for seed in map(str, range(40)):
-        page, _ = await run(task(EntropyGate(3.0, 2.0)), following(seed))
-        patient, _ = await run(task(Guessless(EntropyGate(3.0, 2.0))), following(seed))
-        spared, asked = spared + patient.hops - page.hops, asked + page.escalations
-    assert spared > asked / 3
 
 
 @given(seed=seeds)
@@ -371,20 +279,6 @@ async def test_random_routing_holds_its_share(share: float) -> None:
 
 def test_marks_of_the_toy_language() -> None:
     assert MARKS.breaks == (3, 4)
-
-
-class AbsentPool(ToyPool):
-    """Answers `hops` hops, then never again."""
-
-    def __init__(self, model: ToyModel, after_hops: int) -> None:
-        super().__init__(model, chunk=2)
-        self.after_hops = after_hops
-
-    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        if len(self.hops) >= self.after_hops:
-            raise Unavailable("large")
-        async for chunk in super().write(hop):
-            yield chunk
 
 
 @pytest.mark.parametrize("after_hops", [0, 1])

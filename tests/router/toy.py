@@ -9,16 +9,18 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from router.budget import Budget
 from router.hop import Chunk, End, Hop, HopLost, Run, unpack
+from router.loop import write
 from router.policy import Policy
 from router.prefix import Prefix, SameIds
-from router.request import Model, Sampling
+from router.request import Model, Sampling, Unavailable
 from router.steps import Marks
-from router.transcript import Task
+from router.transcript import Passage, Task, Transcript
 
 TEXTS: list[bytes] = [b"<end>", b"<think>", b"</think>", b".\n\n", b"\n\n", b"\n", b"\nx", b" "] + [
     f" w{n}".encode() for n in range(24)
 ]
 END, OPEN, CLOSE, STOP, BLANK, NEWLINE, NEWLINE_X, SPACE = range(8)
+WORD = 8
 MARKS = Marks.of(TEXTS, close=CLOSE, ends=[END])
 
 
@@ -41,6 +43,21 @@ class ToyModel:
         if dice < self.close_rate + 0.02:
             return END, entropy
         return 3 + digest[2] % (len(TEXTS) - 3), entropy
+
+
+class Follower(ToyModel):
+    """The large model, which writes the small one's token where its entropy is below `follows`, else another word."""
+
+    def __init__(self, seed: str, *, follows: float = 2.0) -> None:
+        super().__init__("large" + seed)
+        self._led, self._follows = ToyModel("small" + seed), follows
+
+    def next(self, prefix: Iterable[int]) -> tuple[int, float]:
+        token, entropy = super().next(prefix)
+        led, _ = self._led.next(prefix)
+        if entropy < self._follows:
+            return led, entropy
+        return (token - 1 if token == led > WORD else token, entropy)
 
 
 class ToyPool:
@@ -85,6 +102,20 @@ class MortalPool(ToyPool):
             yield chunk
 
 
+class AbsentPool(ToyPool):
+    """Answers `hops` hops, then never again."""
+
+    def __init__(self, model: ToyModel, after_hops: int) -> None:
+        super().__init__(model, chunk=2)
+        self.after_hops = after_hops
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        if len(self.hops) >= self.after_hops:
+            raise Unavailable("large")
+        async for chunk in super().write(hop):
+            yield chunk
+
+
 def chunks(model: ToyModel, hop: Hop, size: int) -> Iterable[Chunk]:
     run = Run(hop, MARKS, time.monotonic())
     prefix = unpack(hop.prefix)
@@ -113,3 +144,21 @@ def task(policy: Policy, *, tokens: int = 400, answer_by: Model = "large", **cha
 
 def prefix(prompts: Mapping[Model, list[int]] | None = None) -> Prefix:
     return Prefix(prompts or {"small": [9, OPEN], "large": [9, OPEN]}, SameIds())
+
+
+async def run(work: Task, pools: dict) -> tuple[Transcript, list[Passage]]:
+    page = Transcript(work, prefix())
+    return page, [passage async for passage in write(page, pools)]
+
+
+def tokens(passages: list[Passage]) -> list[int]:
+    return [i for p in passages for i in p.thought + p.answer]
+
+
+def pools(seed: str, **options: int) -> dict:
+    return {model: ToyPool(ToyModel(model + seed), **options) for model in ("small", "large")}
+
+
+def following(seed: str, *, follows: float = 2.0, **options: int) -> dict:
+    large = Follower(seed, follows=follows)
+    return {"small": ToyPool(ToyModel("small" + seed), **options), "large": ToyPool(large, **options)}
