@@ -128,10 +128,10 @@ class PoolConfig(Settings):
 
 
 class ControllerConfig(Settings):
-    """Moves the threshold up while the large pool is busier than it should be, and back down to `routing.threshold`."""
+    """Moves the thresholds up while the large pool is busier than it should be, and back down to those in `routing`."""
 
     load: float = Field(gt=0, le=1, description="of the large pool: hops under way for each that its replicas take")
-    highest: float = Field(ge=0, lt=MAX_ENTROPY, description="nats; the threshold never goes above it")
+    highest: float = Field(ge=0, lt=MAX_ENTROPY, description="nats; no threshold is moved above it")
     gain: float = Field(
         default=0.1, gt=0, le=10, description="spared share of the escalations per second, for a load 1 too high"
     )

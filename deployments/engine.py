@@ -223,6 +223,7 @@ class Engine:
             engine_ms=(time.perf_counter() - began) * 1000.0,
             replica=self._replica,
             load=self._engine.get_num_unfinished_requests() / self._places,
+            watched=tuple(run.watched),
         )
         yield run.drain(cached_tokens=cached, end=end)
 

@@ -70,6 +70,7 @@ class Hop:
     prefix: prompt and body so far, packed, in this pool's own vocabulary.
     thinking: whether the prefix is still inside the thinking; else the answer is wanted.
     gate: threshold in nats on each step's first token; None writes ungated. token_gate: the same on every token.
+    watched: nats; entropies of tokens above it are told in the end, whatever becomes of them.
     guesses: so many tokens above the token gate may be written on from, to the end of the step at most; each is told in
         a `Guess`. guess: the one that this hop, of the large model, is to tell right or wrong.
     ungated_steps: that many steps at the start are not gated.
@@ -95,6 +96,7 @@ class Hop:
     thinking: bool = True
     gate: float | None = None
     token_gate: float | None = None
+    watched: float | None = None
     guesses: int = 0
     guess: Guess | None = None
     ungated_steps: int = 0
@@ -163,7 +165,8 @@ class CutStep:
 class End:
     """The close of a hop. `glimpse` is the entropy that failed a gate; `open_ms` what the tokens took of a step that
     has not ended; `discarded_tokens` were generated past the end; `resumed` counts the replicas that were lost on the
-    way; `load` is the replica's as it closes: hops under way for each that it takes."""
+    way; `load` is the replica's as it closes: hops under way for each that it takes; `watched` are the entropies that
+    were above the hop's mark."""
 
     ending: Ending
     glimpse: float | None = None
@@ -173,6 +176,7 @@ class End:
     replica: str = ""
     resumed: int = 0
     load: float = 0.0
+    watched: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,7 @@ class Run:
         self.glimpse: float | None = None
         self.open_ms = 0.0
         self.guess: Guess | None = None
+        self.watched: list[float] = []
         self._guesses = 0
         self.written = array("i")
         self._open, before = _tail(hop)
@@ -270,6 +275,8 @@ class Run:
                 return Ending.GLIMPSE
             # A step that was glimpsed at before this hop keeps that glimpse.
             self._entropy = entropy if self._entropy is None else self._entropy
+        if entropy is not None and _above(entropy, hop.watched):
+            self.watched.append(entropy)
         if gated and _above(entropy, hop.token_gate):
             if entropy is not None and self._may_guess(token):
                 self._go_on_from(Guess(token, entropy, self._open_for(now)))

@@ -171,6 +171,7 @@ class Pair:
     context_tokens: int
     threshold: float
     answer_by: Model
+    token_threshold: float | None = None
 
 
 class Service(Protocol):

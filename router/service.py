@@ -18,7 +18,7 @@ from router.loop import Pool, write
 from router.policy import Alone, EntropyGate, Policy, RandomShare
 from router.pools import ServedPool
 from router.prefix import Bridge, Prefix, bridge
-from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Request, StepWritten, Text, Voice
+from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Request, Routing, StepWritten, Text, Voice
 from router.transcript import Passage, Task, Transcript
 from router.vocabulary import TemplateError, Vocabulary
 
@@ -48,7 +48,7 @@ class Defaults:
 class StepRouter:
     """Serves one pair of models. Nothing of a request outlives it, but what the controller heard of entropies.
 
-    controller: moves the threshold of requests that name none, where the profile asks for that.
+    controller: moves the thresholds of requests that name none, where the profile asks for that.
     """
 
     def __init__(
@@ -67,7 +67,10 @@ class StepRouter:
         self.controller: Controller | None = None
         if defaults.target is not None:
             heeding = self.controller = Controller(defaults.target)
-            self._writers = {model: Heeded(pools[model], heeding, loads=model == "large") for model in MODELS}
+            self._writers = {
+                "small": Heeded(pools["small"], heeding, loads=False, base=lambda: self._defaults.token_threshold),
+                "large": Heeded(pools["large"], heeding, loads=True),
+            }
         self._one_prompt = small.same_prompts(large)
         self.pair = Pair(
             fingerprint=fingerprint,
@@ -76,13 +79,19 @@ class StepRouter:
             handover=self._bridge.handover,
             context_tokens=context_tokens,
             threshold=defaults.threshold,
+            token_threshold=defaults.token_threshold,
             answer_by=defaults.answer_by,
         )
 
     def tune(self, defaults: Defaults) -> None:
         """From now on; requests under way keep what they began with."""
         self._defaults = self._fitting(defaults)
-        self.pair = replace(self.pair, threshold=defaults.threshold, answer_by=defaults.answer_by)
+        self.pair = replace(
+            self.pair,
+            threshold=defaults.threshold,
+            token_threshold=defaults.token_threshold,
+            answer_by=defaults.answer_by,
+        )
 
     def _fitting(self, defaults: Defaults) -> Defaults:
         if defaults.token_threshold is not None and self._bridge.handover == "text":
@@ -190,14 +199,17 @@ class StepRouter:
             case "random":
                 return RandomShare(routing.random_share or 0.0, request.sampling.seed), answer_by, 1.0
         share = routing.max_large_share if routing.max_large_share is not None else defaults.max_large_share
-        token = defaults.token_threshold if routing.token_threshold is None else routing.token_threshold
-        return EntropyGate(self._threshold(request), token, share), answer_by, share
+        return EntropyGate(*self._thresholds(routing), share), answer_by, share
 
-    def _threshold(self, request: Request) -> float:
-        if request.routing.threshold is not None:
-            return request.routing.threshold
-        default = self._defaults.threshold
-        return default if self.controller is None else self.controller.threshold(default)
+    def _thresholds(self, routing: Routing) -> tuple[float, float | None]:
+        """Of steps and of tokens: the request's own, else the profile's, which the controller may move."""
+        step, token, steering = routing.threshold, routing.token_threshold, self.controller
+        if step is None:
+            step = self._defaults.threshold
+            step = steering.threshold(step) if steering else step
+        if token is None and (token := self._defaults.token_threshold) is not None:
+            token = steering.token_threshold(token) if steering else token
+        return step, token
 
     def _prompts(self, request: Request) -> dict[Model, array[int]]:
         used: tuple[Model, ...] = MODELS

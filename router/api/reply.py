@@ -127,6 +127,7 @@ class ModelFacts(TypedDict):
     thinks: bool
     handover: Literal["ids", "mapped", "text"]
     threshold: float | None
+    token_threshold: float | None
     max_model_len: int
 
 
@@ -297,6 +298,7 @@ def model_card(id: str, models: tuple[Model, ...], threshold: float | None, crea
             "thinks": pair.thinks,
             "handover": pair.handover,
             "threshold": threshold,
+            "token_threshold": None if threshold is None else pair.token_threshold,
             "max_model_len": pair.context_tokens,
         },
     }

@@ -91,7 +91,7 @@ class Reciter:
                 at += 1
                 if run.ending is None and len(run.written) % self.chunk == 0:
                     yield run.drain(cached_tokens=0)
-            yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse))
+            yield run.drain(cached_tokens=0, end=End(run.ending, run.glimpse, watched=tuple(run.watched)))
         finally:
             self.closed += 1
 

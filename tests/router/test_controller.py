@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recited import DEFAULTS, Bytes, Reciter, chat, events, tokens
+from recited import DEFAULTS, chat, events, router
 
 from router.controller import Controller, Target
 from router.request import Finished, Routing
 from router.service import StepRouter
 
+TEXT = "easy.\n\nhard.\n\neasy.\n\n</think>done<end>"
 TARGET = Target(load=0.5, highest=2.5, gain=0.1)
 
 
@@ -53,6 +56,15 @@ def test_what_it_spares_are_the_least_unsure_steps(controller: Controller, clock
     assert controller.threshold(1.0) == pytest.approx(2.0, abs=0.05)
 
 
+def test_of_tokens_it_spares_the_same_share(controller: Controller, clock: Clock) -> None:
+    controller.saw_tokens(0.5 + n / 100 for n in range(1, 101))
+    loaded(controller, clock, 1.0, 10)
+    assert controller.token_threshold(0.5) == pytest.approx(1.0, abs=0.02)
+    assert controller.threshold(1.0) == pytest.approx(2.0, abs=0.05)
+    loaded(controller, clock, 0.1, 20)
+    assert controller.token_threshold(0.5) == 0.5
+
+
 def test_it_never_goes_above_its_bound(controller: Controller, clock: Clock) -> None:
     loaded(controller, clock, 5.0, 600)
     assert controller.spared == 1.0
@@ -86,23 +98,43 @@ def test_whatever_it_hears_the_threshold_stays_in_bounds(seen: list[float], load
     assert min(base, 2.5) <= controller.threshold(base) <= max(base, 2.5)
 
 
+async def finished(service: StepRouter, **routing: float) -> Finished:
+    last = (await events(service, chat(routing=Routing(**routing))))[-1]  # type: ignore[arg-type]
+    assert isinstance(last, Finished)
+    return last
+
+
 async def test_requests_that_name_a_threshold_keep_it() -> None:
-    from dataclasses import replace
-
-    text = tokens("easy.\n\nhard.\n\neasy.\n\n</think>done<end>")
-    pools = {
-        model: Reciter(text, 3, frozenset({1}) if model == "small" else frozenset()) for model in ("small", "large")
-    }
-    vocabularies = {"small": Bytes(), "large": Bytes()}
-    service = StepRouter("p", vocabularies, pools, 1000, replace(DEFAULTS, target=TARGET))  # type: ignore[arg-type]
+    service, _ = router(TEXT, hard=frozenset({1}), defaults=replace(DEFAULTS, target=TARGET))
     assert service.controller is not None
-
-    async def escalations(**fields: object) -> int:
-        last = (await events(service, chat(**fields)))[-1]
-        assert isinstance(last, Finished)
-        return last.escalations
-
-    assert await escalations() == 1
+    assert (await finished(service)).escalations == 1
     service.controller.spared = 1.0
-    assert await escalations() == 0
-    assert await escalations(routing=Routing(threshold=1.0)) == 1
+    assert (await finished(service)).escalations == 0
+    assert (await finished(service, threshold=1.0)).escalations == 1
+
+
+async def test_requests_that_name_a_token_threshold_keep_it() -> None:
+    defaults = replace(DEFAULTS, threshold=3.0, token_threshold=1.0, target=TARGET)
+    service, _ = router(TEXT, hard=frozenset({1}), defaults=defaults)
+    assert service.controller is not None
+    hard = len("hard.\n\n")
+    assert (await finished(service)).escalations == hard
+    service.controller.spared = 1.0
+    spared = await finished(service)
+    assert (spared.escalations, spared.token_threshold, spared.threshold) == (0, 2.0, 3.0)
+    assert (await finished(service, token_threshold=1.0)).escalations == hard
+
+
+async def test_tokens_that_a_raised_gate_lets_pass_are_heard_of() -> None:
+    defaults = replace(DEFAULTS, threshold=3.0, token_threshold=1.0, target=TARGET)
+    service, _ = router(TEXT, hard=frozenset({1}), defaults=defaults)
+    assert service.controller is not None
+    assert (await finished(service, token_threshold=2.2)).escalations == 0
+    service.controller.spared = 1.0
+    assert (await finished(service)).token_threshold == 2.0
+
+
+async def test_a_pair_that_hands_over_no_tokens_hears_of_none() -> None:
+    service, pools = router(TEXT, hard=frozenset({1}), defaults=replace(DEFAULTS, target=TARGET))
+    await finished(service)
+    assert [hop.watched for pool in pools.values() for hop in pool.hops] == [None] * 4

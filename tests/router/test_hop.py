@@ -27,6 +27,15 @@ def write(asked: Hop, *tokens: int, entropy: float | None = 0.0) -> Run:
     return run
 
 
+@pytest.mark.parametrize("guesses", [0, 1])
+def test_what_is_watched_is_told_whatever_becomes_of_it(guesses: int) -> None:
+    run = Run(hop(token_gate=1.0, watched=0.5, guesses=guesses), MARKS, 0.0)
+    for entropy in (0.4, 0.5, 0.7, 1.2):
+        run.take(A, entropy, 0.0)
+    assert run.watched == [0.7, 1.2]
+    assert (run.ending is None) is bool(guesses)
+
+
 def test_ids_cross_processes_in_four_bytes_each() -> None:
     assert len(pack(1, 151_936)) == 8
     assert list(unpack(pack(1, 151_936))) == [1, 151_936]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -33,11 +34,18 @@ async def test_models_tell_of_the_pair(client):
             "thinks": True,
             "handover": "ids",
             "threshold": 1.0,
+            "token_threshold": None,
             "max_model_len": 4096,
         },
     }
     assert (small["id"], small["glimpse"]["models"]) == ("small", {"small": "pocket-small"})
     assert (large["id"], large["glimpse"]["threshold"]) == ("large", None)
+
+
+async def test_models_tell_of_the_token_threshold_where_they_are_routed(client, service):
+    service.pair = replace(service.pair, token_threshold=0.5)
+    cards = (await client.get("/v1/models")).json()["data"]
+    assert [card["glimpse"]["token_threshold"] for card in cards] == [0.5, None, None]
 
 
 async def test_a_model_can_be_asked_for_by_name(client):
