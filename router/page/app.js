@@ -4,7 +4,7 @@ import { examplesFor } from "./examples.js";
 import { begin, conclusion, take } from "./lane.js";
 import { MOST, tally, whatIf } from "./tally.js";
 import { Unreadable, fromFragment, fromJson, isFragment, toFragment, toJson, transcriptOf } from "./transcript.js";
-import { LaneView, make, percent, seconds, showSummary, showTally } from "./view.js";
+import { LaneView, make, percent, routedAt, seconds, showSummary, showTally } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -21,6 +21,12 @@ let chosen = false;
 
 const threshold = () => $("threshold").valueAsNumber;
 
+/** The thresholds to ask with; that of tokens only where it is not the server's. */
+function gates() {
+  const tokens = $("by-token").checked ? $("token-threshold").valueAsNumber : MOST;
+  return { threshold: threshold(), ...(tokens === (server.token_threshold ?? MOST) ? {} : { token_threshold: tokens }) };
+}
+
 // Asking
 
 async function run(question, models) {
@@ -28,16 +34,17 @@ async function run(question, models) {
   say("");
   if (!server && !(await meet())) return;
   if (!chosen) place(server.threshold);
-  const gate = threshold();
-  const lanes = models.map((model) => begin({ model, threshold: gate, thinks: server.thinks }));
+  const asked = gates();
+  const effective = { token_threshold: server.token_threshold, ...asked };
+  const lanes = models.map((model) => begin({ model, gates: effective, thinks: server.thinks }));
   const pair = { fingerprint: server.pair, ...server.models };
   show({ question, lanes, pair, askedAt: new Date().toISOString() });
-  $("origin").textContent = models.length > 1 ? "Side by side" : `Routed at ${gate.toFixed(2)}`;
+  $("origin").textContent = models.length > 1 ? "Side by side" : routedAt(lanes[0]);
   history.replaceState(null, "", location.pathname + location.search);
   hangUp = new AbortController();
   busy(true);
   try {
-    for (const lane of lanes) if (!(await write(lane, question, hangUp.signal))) break;
+    for (const lane of lanes) if (!(await write(lane, question, asked, hangUp.signal))) break;
   } finally {
     for (const lane of lanes) if (lane.state === "waiting") lane.state = "stopped";
     hangUp = null;
@@ -48,7 +55,7 @@ async function run(question, models) {
 }
 
 /** Write one lane to its end; whether the next should be asked for. */
-async function write(lane, question, signal) {
+async function write(lane, question, gates, signal) {
   const began = performance.now();
   lane.state = "running";
   redraw();
@@ -57,7 +64,7 @@ async function write(lane, question, signal) {
     redraw();
   }, 200);
   try {
-    for await (const told of ask({ question, model: lane.model, threshold: lane.threshold, key: $("key").value, signal })) {
+    for await (const told of ask({ question, model: lane.model, gates, key: $("key").value, signal })) {
       take(lane, told, performance.now() - began);
       redraw();
     }
@@ -83,7 +90,10 @@ async function meet() {
     return false;
   }
   $("pair").textContent = `Served here: pair ${server.pair}, small ${server.models.small}, large ${server.models.large}.`;
-  if (!chosen) $("threshold").dataset.server = server.threshold;
+  // Models that read each other's text hand each other whole steps only.
+  $("tokens-row").hidden = server.handover === "text";
+  $("by-token").checked = server.token_threshold !== null;
+  $("token-threshold").value = server.token_threshold ?? 0.5;
   const buttons = examplesFor(server).map((question) => {
     const button = make("button", { type: "button", title: question }, question);
     button.addEventListener("click", () => {
@@ -293,8 +303,12 @@ async function copyLink() {
 
 function submit(models) {
   const question = $("question").value.trim();
-  if (question) run(question, models);
-  else $("question").focus();
+  const tokens = $("token-threshold").valueAsNumber;
+  if (!question) $("question").focus();
+  else if ($("by-token").checked && !(tokens >= 0 && tokens <= MOST)) {
+    say(`The token threshold is a number of nats from 0 to ${MOST}.`);
+    $("token-threshold").focus();
+  } else run(question, models);
 }
 
 $("form").addEventListener("submit", (event) => {

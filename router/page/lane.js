@@ -1,8 +1,10 @@
+import { MOST } from "./tally.js";
+
 /**
  * One model's run: a plain object, so that a live run and an opened transcript are the same thing.
  *
  * model      "glimpse" (routed), "small" or "large"
- * threshold  the gate in nats; null where nothing is routed
+ * threshold  the gate in nats; null where nothing is routed; token_threshold  that of tokens; null where there is none
  * thinks     whether an answer follows the steps; else the last step is the answer
  * steps      as the server told them
  * pending    text that belongs to no finished step yet
@@ -11,10 +13,11 @@
  * first_ms, answer_ms, wall_ms   measured here: until the first text, writing the answer, altogether
  * state      "waiting", "running", "finished", "stopped" (by the reader) or "failed", with `problem`
  */
-export function begin({ model, threshold, thinks }) {
+export function begin({ model, gates, thinks }) {
   return {
     model,
-    threshold: model === "glimpse" ? threshold : null,
+    threshold: model === "glimpse" ? gates.threshold : null,
+    token_threshold: model === "glimpse" ? ofTokens(gates) : null,
     thinks,
     steps: [],
     pending: "",
@@ -50,11 +53,17 @@ export function take(lane, told, now) {
   } else if (told.account) {
     lane.account = told.account;
     lane.threshold = told.account.threshold ?? lane.threshold;
+    lane.token_threshold = ofTokens(told.account);
     lane.finish_reason = told.finishReason;
     if (lane.answer) lane.answer_ms = now - lane.thought_ms;
   } else if (told.usage) {
     lane.usage = told.usage;
   }
+}
+
+/** The threshold of tokens; null where no entropy is above it. */
+function ofTokens({ token_threshold }) {
+  return (token_threshold ?? MOST) < MOST ? token_threshold : null;
 }
 
 /** What the lane says in the end: the answer, or the last step of a model that does not think apart. */

@@ -8,7 +8,7 @@ export class Refused extends Error {
   }
 }
 
-/** What the server serves: `{pair, models: {small, large}, thinks, threshold}`. */
+/** What the server serves: `{pair, models: {small, large}, thinks, handover, threshold, token_threshold}`. */
 export async function served(key) {
   const response = await reach("v1/models", { headers: headers(key) });
   if (!response.ok) throw await refusal(response);
@@ -17,12 +17,11 @@ export async function served(key) {
 }
 
 /**
- * Ask `model` ("glimpse", "small" or "large"). Yields, in order, `{text, voice}`, `{step}`, `{account}` and `{usage}`.
+ * Ask `model` ("glimpse", "small" or "large"); `gates`: `{threshold, token_threshold}` where it is routed. Yields, in order, `{text, voice}`, `{step}`, `{account}` and `{usage}`.
  * Aborting `signal`, or leaving the loop, hangs up; the server then stops both engines.
  */
-export async function* ask({ question, model, threshold, key, signal }) {
-  const glimpse = { include_steps: true };
-  if (model === "glimpse") glimpse.threshold = threshold;
+export async function* ask({ question, model, gates, key, signal }) {
+  const glimpse = { include_steps: true, ...(model === "glimpse" ? gates : {}) };
   const response = await reach("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json", ...headers(key) },

@@ -1,16 +1,27 @@
 /** The most the renormalised entropy of twenty tokens can be, in nats, rounded up: the length of every bar. */
 export const MOST = 3;
 
+/** Tokens of a step that the large model wrote; a step is counted as that model's which wrote most of it. */
+export function byLarge(step) {
+  return step.large_tokens ?? (step.model === "large" ? step.tokens : 0);
+}
+
 /**
- * Steps, tokens and milliseconds by model. Steps carry their own; the answer's tokens are what the server's usage
+ * Steps, tokens and milliseconds by model, `timed` of its tokens in the latter, `apart` of them in the other's steps.
+ * Steps carry their own; the answer's tokens are what the server's usage
  * has beyond the steps, and its time is measured in the browser.
  */
 export function tally(lane) {
   const by = { small: none(), large: none() };
   for (const step of lane.steps) {
+    const tokens = { large: byLarge(step), small: step.tokens - byLarge(step) };
     by[step.model].steps += 1;
-    by[step.model].tokens += step.tokens;
     by[step.model].ms += step.duration_ms;
+    by[step.model].timed += step.tokens;
+    for (const model of ["small", "large"]) {
+      by[model].tokens += tokens[model];
+      if (model !== step.model) by[model].apart += tokens[model];
+    }
   }
   let answeredBy = null;
   for (const model of ["small", "large"]) {
@@ -20,6 +31,7 @@ export function tally(lane) {
     if (lane.answer) {
       answeredBy = model;
       by[model].ms += lane.answer_ms ?? 0;
+      by[model].timed += beyond;
     }
   }
   const tokens = by.small.tokens + by.large.tokens;
@@ -31,8 +43,8 @@ export function tally(lane) {
  * `{ms, perToken}`, or null before the large model wrote anything.
  */
 export function largeAlone(sums) {
-  if (!sums.large.tokens || !sums.large.ms) return null;
-  const perToken = sums.large.ms / sums.large.tokens;
+  if (!sums.large.timed || !sums.large.ms) return null;
+  const perToken = sums.large.ms / sums.large.timed;
   return { ms: perToken * sums.tokens, perToken };
 }
 
@@ -52,7 +64,7 @@ export function whatIf(lane, threshold) {
     const other = otherWriter(step, lane, threshold);
     if (!other) continue;
     moved[other] += 1;
-    largeTokens += other === "large" ? step.tokens : -step.tokens;
+    largeTokens += other === "large" ? step.tokens - byLarge(step) : -byLarge(step);
   }
   return {
     moved,
@@ -67,5 +79,5 @@ function gate(entropy, threshold) {
 }
 
 function none() {
-  return { steps: 0, tokens: 0, ms: 0 };
+  return { steps: 0, tokens: 0, ms: 0, timed: 0, apart: 0 };
 }

@@ -99,6 +99,7 @@ function lane(from) {
   return {
     model: oneOf(["glimpse", "small", "large"], from.model),
     threshold: number(from.threshold),
+    token_threshold: number(from.token_threshold),
     thinks: Boolean(from.thinks),
     steps: list(from.steps, MOST_STEPS).map(step),
     pending: string(from.pending),
@@ -121,6 +122,7 @@ function step(from, index) {
     model: oneOf(["small", "large"], from?.model),
     entropy: number(from.entropy),
     tokens: number(from.tokens) ?? 0,
+    large_tokens: number(from.large_tokens),
     cached_tokens: number(from.cached_tokens) ?? 0,
     prefix_tokens: number(from.prefix_tokens) ?? 0,
     duration_ms: number(from.duration_ms) ?? 0,
@@ -139,7 +141,8 @@ function usage(from) {
 
 function account(from) {
   const counts = ["large_token_share", "escalations", "hops", "resumed_hops", "discarded_tokens"];
-  return { threshold: number(from.threshold), ...numbers(from, counts), pair: string(from.pair) };
+  const gates = { threshold: number(from.threshold), token_threshold: number(from.token_threshold) };
+  return { ...gates, ...numbers(from, counts), pair: string(from.pair) };
 }
 
 const numbers = (from, names) => Object.fromEntries(names.map((name) => [name, number(from[name]) ?? 0]));

@@ -1,5 +1,5 @@
 /** Lanes as DOM. What a model wrote becomes text nodes and nothing else. */
-import { MOST, largeAlone, otherWriter, tally } from "./tally.js";
+import { MOST, byLarge, largeAlone, otherWriter, tally } from "./tally.js";
 import { conclusion } from "./lane.js";
 
 export const NAMES = { glimpse: "Routed", small: "Small alone", large: "Large alone" };
@@ -13,6 +13,9 @@ export function make(tag, properties = {}, ...children) {
 
 export const seconds = (ms) => (ms < 9_950 ? `${(ms / 1000).toFixed(2)} s` : `${(ms / 1000).toFixed(1)} s`);
 export const percent = (share) => `${Math.round(share * 100)} %`;
+/** How a lane was routed. */
+export const routedAt = ({ threshold, token_threshold: tokens }) =>
+  `Routed at ${threshold.toFixed(2)}${tokens === null ? "" : `, tokens at ${tokens.toFixed(2)}`}`;
 const whole = (number) => number.toLocaleString("en");
 const brief = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : seconds(ms));
 const plural = (count, word) => `${whole(count)} ${word}${count === 1 ? "" : "s"}`;
@@ -84,7 +87,7 @@ function row(step) {
     "li",
     { className: `step by-${step.model}` },
     make("span", { className: "label" }, make("span", { className: "index" }, `${step.index + 1}`), who(step.model)),
-    make("div", { className: "text" }, shown, make("span", { className: "flip" })),
+    make("div", { className: "text" }, shown, written(step), make("span", { className: "flip" })),
     bar,
     step.entropy === null
       ? make("span", { className: "number entropy" }, "–", unseen("entropy not measured"))
@@ -94,6 +97,14 @@ function row(step) {
   );
   item.style.setProperty("--entropy", String(Math.min(step.entropy ?? 0, MOST)));
   return item;
+}
+
+/** Who else wrote in a step, if somebody did. */
+function written(step) {
+  const large = byLarge(step);
+  if (large === 0 || large === step.tokens) return null;
+  const [other, count] = step.model === "large" ? ["small", step.tokens - large] : ["large", large];
+  return make("span", { className: "shared" }, `${other} wrote ${whole(count)} of these ${whole(step.tokens)} tokens`);
 }
 
 function said(lane) {
@@ -111,6 +122,7 @@ export function showTally(list, share, lane, measured) {
   const one = (model) =>
     cell(who(model), seconds(sums[model].ms), [
       `${plural(sums[model].tokens, "token")} in ${plural(sums[model].steps, "step")}`,
+      sums[model].apart ? `, ${whole(sums[model].apart)} in ${model === "large" ? "small" : "large"}’s` : "",
       sums.answeredBy === model ? " and the answer" : "",
     ]);
   share.style.setProperty("--small-tokens", sums.small.tokens);
@@ -142,7 +154,7 @@ export function showSummary(body, lanes) {
     ...lanes.map((lane) => {
       const sums = tally(lane);
       const begun = lane.state !== "waiting";
-      const name = lane.model === "glimpse" ? `Routed at ${lane.threshold.toFixed(2)}` : NAMES[lane.model];
+      const name = lane.model === "glimpse" ? routedAt(lane) : NAMES[lane.model];
       return make(
         "tr",
         {},

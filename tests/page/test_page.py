@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,66 @@ async def test_moving_the_threshold_shows_what_would_have_gone_the_other_way(web
     await page.click("#again")
     await page.get_by_text("Routed at 0.05").wait_for()
     assert [request.routing.threshold for request in service.requests] == [1.0, 0.05]
+
+
+async def test_who_wrote_a_step_together_is_told_and_counted(web: Watched, service: Script) -> None:
+    service.pair = replace(service.pair, token_threshold=0.5)
+    service.script = [
+        Text("reasoning", "Two.\n\nThree.\n\nFour.\n\n"),
+        step(0, "small", 0.2, "Two.\n\n", tokens=20, ms=200, large=5),
+        step(1, "large", 2.5, "Three.\n\n", tokens=10, ms=300),
+        step(2, "large", 0.9, "Four.\n\n", tokens=10, ms=300, large=8),
+        Text("content", "4"),
+        finished(17, 27, 1.0, 0.5),
+    ]
+    page = await web.open()
+    await web.ask()
+    await web.over()
+    assert await page.locator(".shared").all_inner_texts() == [
+        "large wrote 5 of these 20 tokens",
+        "small wrote 2 of these 10 tokens",
+    ]
+    assert await page.locator("#origin").inner_text() == "Routed at 1.00, tokens at 0.50"
+    small, large, total, _ = await page.locator("#tally > div").all_inner_texts()
+    assert "17 tokens in 1 step, 2 in large’s" in small
+    assert "27 tokens in 2 steps, 5 in small’s and the answer" in large
+    assert "44 tokens, 61 % by large" in total
+    await slide(page, 3)
+    # The second step would be the small model's: ten tokens fewer.
+    assert "61 % → 39 %" in await page.locator("#what-if").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("served", "asked", "sent"),
+    [(None, None, None), (None, 0.75, 0.75), (0.5, 0.5, None), (0.5, 0.75, 0.75), (0.5, None, 3.0)],
+)
+async def test_single_tokens_are_asked_for_where_the_reader_differs_from_the_server(
+    web: Watched, service: Script, served: float | None, asked: float | None, sent: float | None
+) -> None:
+    service.pair = replace(service.pair, token_threshold=served)
+    page = await web.open()
+    assert await page.is_checked("#by-token") is (served is not None)
+    await page.set_checked("#by-token", asked is not None)
+    if asked is not None:
+        await page.fill("#token-threshold", str(asked))
+    await web.ask()
+    await web.over()
+    assert [request.routing.token_threshold for request in service.requests] == [sent]
+
+
+async def test_a_token_threshold_that_is_none_is_not_asked_with(web: Watched, service: Script) -> None:
+    page = await web.open()
+    await page.check("#by-token")
+    await page.fill("#token-threshold", "4")
+    await web.ask()
+    assert "from 0 to 3" in await page.locator("#problem").inner_text()
+    assert not service.requests
+
+
+async def test_models_that_hand_over_text_are_not_asked_for_single_tokens(web: Watched, service: Script) -> None:
+    service.pair = replace(service.pair, handover="text")
+    page = await web.open()
+    assert await page.locator("#tokens-row").is_hidden()
 
 
 async def test_the_threshold_moves_by_keyboard(web: Watched) -> None:

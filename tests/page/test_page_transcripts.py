@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from shopping import reasoning
-from watched import HOSTILE, QUESTION, Script, Watched, models, texts
+from watched import HOSTILE, QUESTION, Script, Watched, finished, models, step, texts
 
 
 async def test_a_transcript_goes_into_a_file_and_comes_back(web: Watched, open_context: Any, tmp_path: Path) -> None:
@@ -31,6 +32,22 @@ async def test_a_transcript_goes_into_a_file_and_comes_back(web: Watched, open_c
     await reader.get_by_text("opened from transcript.json").wait_for()
     assert await texts(reader) == await texts(page)
     assert await models(reader) == await models(page)
+    assert await reader.locator("#tally").inner_text() == await page.locator("#tally").inner_text()
+
+
+async def test_a_transcript_knows_who_wrote_a_step_together(web: Watched, service: Script, open_context: Any) -> None:
+    service.pair = replace(service.pair, token_threshold=0.5)
+    service.script = [step(0, "small", 0.2, "Two.\n\n", tokens=20, large=5), finished(15, 5, tokens=0.5)]
+    page = await web.open()
+    await web.ask()
+    await web.over()
+    await page.click("#link")
+    await page.locator("#link-text").wait_for()
+    link = await page.input_value("#link-text")
+    other = await open_context()
+    reader = await other.open(link.removeprefix(f"{web.url}/"))
+    await reader.get_by_text("opened from a link").wait_for()
+    assert await reader.locator(".shared").all_inner_texts() == ["large wrote 5 of these 20 tokens"]
     assert await reader.locator("#tally").inner_text() == await page.locator("#tally").inner_text()
 
 

@@ -46,14 +46,14 @@ class Script(Shopping):
 
 
 def step(
-    index: int, model: Model, entropy: float | None, text: str, tokens: int = 10, ms: float = 100.0
+    index: int, model: Model, entropy: float | None, text: str, tokens: int = 10, ms: float = 100.0, large: int = 0
 ) -> StepWritten:
-    return StepWritten(index, model, entropy, tokens, 0, 20, ms, text)
+    return StepWritten(index, model, entropy, tokens, 0, 20, ms, text, large or tokens * (model == "large"))
 
 
-def finished(small: int, large: int, threshold: float | None = 1.0) -> Finished:
+def finished(small: int, large: int, threshold: float | None = 1.0, tokens: float | None = None) -> Finished:
     usage: dict[Model, ModelUsage] = {"small": ModelUsage(20, small, 0), "large": ModelUsage(20, large, 0)}
-    return Finished("stop", usage, small + large, 0, threshold, 1, 3, 0, "9f2c")
+    return Finished("stop", usage, small + large, 0, threshold, 1, 3, 0, "9f2c", token_threshold=tokens)
 
 
 @dataclass
