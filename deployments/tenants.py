@@ -145,7 +145,7 @@ def set_tenant(
     """Set what a tenant may do, e.g. `tenants set acme requests_per_minute=60 models=glimpse,small priority=high`.
 
     Fields: requests_per_minute, tokens_per_minute, concurrent_requests, monthly_tokens, monthly_cost, models, priority
-    (high, normal, low), weight, threshold, max_large_share, max_context, max_output.
+    (high, normal, low), weight, threshold, token_threshold, max_large_share, max_context, max_output.
     """
     from router.tenancy.directory import Directory
 
@@ -212,20 +212,21 @@ def shadow_report(
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated, with a header.")] = False,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
-    """Compare routed requests with the large model alone, by tenant and threshold (profile: `shadow.share`)."""
+    """Compare routed requests with the large model alone, by tenant and thresholds (profile: `shadow.share`)."""
     from loadtest.intervals import share
     from router.tenancy.comparisons import Comparisons
 
     with opened(database) as engine:
         found = Comparisons(engine, {}).report(tenant, since and since.replace(tzinfo=UTC))
     head = (
-        *("tenant", "threshold", "compared", "agree", "agree low", "agree high"),
+        *("tenant", "threshold", "token threshold", "compared", "agree", "agree low", "agree high"),
         *("seconds routed", "seconds large", "large tokens saved", "cost saved"),
     )
     rows = [
         (
             one.tenant or "anonymous",
             f"{one.threshold:g}",
+            "" if one.token_threshold is None else f"{one.token_threshold:g}",
             str(one.compared),
             *(f"{part:.1%}" for part in astuple(share(one.agreed, one.compared))),
             f"{one.routed_s / one.compared:.2f}",

@@ -43,6 +43,7 @@ class Comparison:
     pair: str
     at: datetime
     threshold: float
+    token_threshold: float | None
     agree: bool
     routed_s: float
     large_s: float
@@ -121,6 +122,7 @@ class Shadowed:
                     pair=finished.pair,
                     at=datetime.now(UTC),
                     threshold=finished.threshold or 0.0,
+                    token_threshold=finished.token_threshold,
                     agree=same(said, text),
                     routed_s=seconds,
                     large_s=took,

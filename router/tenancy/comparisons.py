@@ -1,4 +1,4 @@
-"""What shadow runs found, one row each, and what it comes to by tenant and threshold."""
+"""What shadow runs found, one row each, and what it comes to by tenant and thresholds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from router.tenancy.tables import comparisons
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All comparisons of a tenant at a threshold: how many, how many agreed, and sums: seconds, tokens that each way
-    had the large model write, costs in billionths of the currency."""
+    """All comparisons of a tenant at a pair of thresholds: how many, how many agreed, and sums: seconds, tokens that
+    each way had the large model write, costs in billionths of the currency."""
 
     tenant: str
     threshold: float
+    token_threshold: float | None
     compared: int
     agreed: int
     routed_s: float
@@ -45,9 +46,9 @@ class Comparisons:
             connection.execute(insert(comparisons), self._row(compared))
 
     def report(self, tenant: str | None = None, since: datetime | None = None) -> list[Found]:
-        """By tenant and threshold."""
+        """By tenant and thresholds."""
         sums = ("routed_s", "large_s", "routed_large_tokens", "large_tokens", "routed_cost_nano", "large_cost_nano")
-        by = (comparisons.c.tenant, comparisons.c.threshold)
+        by = (comparisons.c.tenant, comparisons.c.threshold, comparisons.c.token_threshold)
         wanted = select(
             *by,
             func.count().label("compared"),
@@ -63,6 +64,7 @@ class Comparisons:
                 Found(
                     row.tenant,
                     row.threshold,
+                    row.token_threshold,
                     row.compared,
                     # PostgreSQL sums integers to decimals.
                     int(row.agreed),
@@ -70,7 +72,7 @@ class Comparisons:
                     row.large_s,
                     *(int(row._mapping[name]) for name in sums[2:]),
                 )
-                for row in connection.execute(wanted.group_by(*by).order_by(*by))
+                for row in connection.execute(wanted.group_by(*by).order_by(*by[:2], by[2].nulls_last()))
             ]
 
     def _row(self, compared: Comparison) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Comparisons:
             "pair": compared.pair,
             "at": compared.at,
             "threshold": compared.threshold,
+            "token_threshold": compared.token_threshold,
             "agree": compared.agree,
             "routed_s": compared.routed_s,
             "large_s": compared.large_s,

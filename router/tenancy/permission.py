@@ -36,5 +36,9 @@ def _routing(routing: Routing, policy: Policy) -> Routing:
         return routing
     asked = routing.max_large_share
     share = asked if bound is None else bound if asked is None else min(asked, bound)
-    threshold = policy.threshold if routing.threshold is None else routing.threshold
-    return replace(routing, max_large_share=share, threshold=threshold)
+    return replace(
+        routing,
+        max_large_share=share,
+        threshold=policy.threshold if routing.threshold is None else routing.threshold,
+        token_threshold=policy.token_threshold if routing.token_threshold is None else routing.token_threshold,
+    )

@@ -98,6 +98,7 @@ comparisons = Table(
     Column("pair", String(64), nullable=False),
     Column("at", Utc, nullable=False),
     Column("threshold", Float, nullable=False),
+    Column("token_threshold", Float),
     Column("agree", Boolean, nullable=False),
     Column("routed_s", Float, nullable=False),
     Column("large_s", Float, nullable=False),

@@ -19,9 +19,9 @@ class Policy(BaseModel):
     """What a tenant may do; None is no bound of its own.
 
     Windows are moving ones of 60 s. Months are calendar months in UTC; `monthly_cost` is in the currency of the
-    deployment's prices. `max_large_share` bounds what a request may ask for, and `threshold` is what it gets if it
-    asks for none. `max_context` is of prompt and output together. A tenant of weight 2 gets twice the tokens of one
-    of weight 1 when the system is full; a class comes before all lower ones.
+    deployment's prices. `max_large_share` bounds what a request may ask for; `threshold` and `token_threshold` are what
+    it gets if it asks for none. `max_context` is of prompt and output together. A tenant of weight 2 gets twice the
+    tokens of one of weight 1 when the system is full; a class comes before all lower ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,6 +35,7 @@ class Policy(BaseModel):
     priority: PriorityClass = "normal"
     weight: float = Field(default=1.0, ge=0.001, le=1000)
     threshold: float | None = Field(default=None, ge=0)
+    token_threshold: float | None = Field(default=None, ge=0)
     max_large_share: float | None = Field(default=None, ge=0, le=1)
     max_context: int | None = Field(default=None, ge=1)
     max_output: int | None = Field(default=None, ge=1)

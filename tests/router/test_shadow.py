@@ -58,6 +58,13 @@ async def test_a_routed_request_is_compared_with_the_large_model_alone() -> None
     assert (shadow.request, shadow.priority, shadow.tenant) == ("shadow-r", LAST, "acme")
 
 
+async def test_what_it_was_routed_by_is_kept() -> None:
+    watched = Watched()
+    await watched.ask(routing=Routing(threshold=3.0, token_threshold=0.5))
+    (found,) = watched.kept
+    assert (found.threshold, found.token_threshold) == (3.0, 0.5)
+
+
 async def test_the_client_gets_what_it_gets_without() -> None:
     alone = await events(router(TEXT, hard=frozenset({1}))[0], chat())
     assert voice(await Watched().ask(), "content") == voice(alone, "content")

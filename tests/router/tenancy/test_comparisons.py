@@ -19,6 +19,7 @@ ONE = Comparison(
     pair="9f2c",
     at=NOW,
     threshold=0.5,
+    token_threshold=None,
     agree=True,
     routed_s=1.0,
     large_s=2.0,
@@ -32,7 +33,7 @@ def comparisons(database: Engine) -> Comparisons:
     return Comparisons(database, {"small": Price(completion=1.0), "large": Price(completion=10.0)})
 
 
-def test_they_are_summed_by_tenant_and_threshold(comparisons: Comparisons) -> None:
+def test_they_are_summed_by_tenant_and_thresholds(comparisons: Comparisons) -> None:
     comparisons.add(ONE)
     comparisons.add(replace(ONE, id="b", agree=False, routed_s=3.0))
     comparisons.add(replace(ONE, id="c", threshold=1.0))
@@ -44,6 +45,12 @@ def test_they_are_summed_by_tenant_and_threshold(comparisons: Comparisons) -> No
     # 80 at 1 and 20 at 10 a million, against 100 at 10, in billionths.
     assert (first.routed_cost_nano, first.large_cost_nano) == (2 * 280_000, 2 * 1_000_000)
     assert (second.threshold, third.tenant) == (1.0, "other")
+
+
+def test_tokens_are_a_threshold_of_their_own(comparisons: Comparisons) -> None:
+    for id, threshold in zip("abcd", (None, 0.75, 0.5, 0.5), strict=True):
+        comparisons.add(replace(ONE, id=id, token_threshold=threshold))
+    assert [(one.token_threshold, one.compared) for one in comparisons.report()] == [(0.5, 2), (0.75, 1), (None, 1)]
 
 
 def test_a_report_can_be_narrowed(comparisons: Comparisons) -> None:

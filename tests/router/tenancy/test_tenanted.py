@@ -153,6 +153,15 @@ async def test_the_body_wins_over_the_tenant_which_wins_over_the_profile(
     assert (await finished(Tenanted(service, tenancy), request)).threshold == means
 
 
+@pytest.mark.parametrize(("body", "policy", "means"), [(None, None, None), (None, 0.5, 0.5), (2.0, 0.5, 2.0)])
+async def test_so_it_does_with_the_token_threshold(
+    tenancy: Tenancy, body: float | None, policy: float | None, means: float | None
+) -> None:
+    service, _ = reciting(SCRIPT)
+    request = asked(policy={"token_threshold": policy}, routing=Routing(token_threshold=body))
+    assert (await finished(Tenanted(service, tenancy), request)).token_threshold == means
+
+
 @pytest.mark.parametrize(
     ("body", "policy", "spent"), [(None, 0.1, True), (0.9, 0.1, True), (0.05, 0.9, True), (None, None, False)]
 )
