@@ -91,6 +91,7 @@ class Served:
     large: str
     thinks: bool
     threshold: float
+    token_threshold: float | None
 
 
 class Client:
@@ -120,7 +121,8 @@ class Client:
     async def served(self) -> Served:
         body, _ = await self._send("GET", "/v1/models", None)
         told = next(card["glimpse"] for card in body["data"] if card["id"] == "glimpse")
-        return Served(told["pair"], told["models"]["small"], told["models"]["large"], told["thinks"], told["threshold"])
+        names, gates = told["models"], (told["threshold"], told["token_threshold"])
+        return Served(told["pair"], names["small"], names["large"], told["thinks"], *gates)
 
     async def chat(
         self,

@@ -214,7 +214,9 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
     for mode in ("small", "large"):
         if mode in options.modes:
             await attempted(bench.attempt(Way(mode)))
-    for gates in product(options.thresholds or (served.threshold,), options.token_thresholds or (None,)):
+    for gates in product(
+        options.thresholds or (served.threshold,), options.token_thresholds or (served.token_threshold,)
+    ):
         if "routed" in options.modes:
             await attempted(bench.attempt(Way("routed", *gates)))
         if "random" in options.modes:

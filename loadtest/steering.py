@@ -4,7 +4,7 @@
 
 Starts the profile twice, without a controller and with one, and offers both the same ramp: at each rate requests come
 as a Poisson process for so many seconds, whether or not earlier ones are answered. Right is counted over the answers
-that came; the threshold is what the replies say was used.
+that came; the thresholds are what the replies say was used, that of tokens where the profile has one.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Reply:
     tokens: int = 0
     large_tokens: float = 0.0
     threshold: float = 0.0
+    token_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Level:
     right_interval: tuple[float, float]
     large_share: float
     threshold: float
+    token_threshold: float | None
 
 
 async def ask(http: aiohttp.ClientSession, url: str, question: Question) -> Reply:
@@ -75,6 +77,7 @@ async def ask(http: aiohttp.ClientSession, url: str, question: Question) -> Repl
         tokens=tokens,
         large_tokens=told["glimpse"]["large_token_share"] * tokens,
         threshold=told["glimpse"]["threshold"],
+        token_threshold=told["glimpse"].get("token_threshold"),
     )
 
 
@@ -82,6 +85,7 @@ def level(offered: float, replies: Sequence[Reply], *, controller: bool) -> Leve
     answered = [reply for reply in replies if reply.status == 200]
     took = [reply.took_s for reply in answered]
     right = share(sum(reply.right for reply in answered), max(1, len(answered)))
+    tokens = [reply.token_threshold for reply in answered if reply.token_threshold is not None]
     return Level(
         controller=controller,
         offered=offered,
@@ -93,6 +97,7 @@ def level(offered: float, replies: Sequence[Reply], *, controller: bool) -> Leve
         right_interval=(right.low, right.high),
         large_share=sum(reply.large_tokens for reply in answered) / max(1, sum(reply.tokens for reply in answered)),
         threshold=statistics.fmean(reply.threshold for reply in answered) if answered else 0.0,
+        token_threshold=statistics.fmean(tokens) if tokens else None,
     )
 
 
@@ -135,7 +140,7 @@ def shown(levels: Sequence[Level]) -> str:
                 f"{one.right:.1%}",
                 "{:.1%} – {:.1%}".format(*one.right_interval),
                 f"{one.large_share:.1%}",
-                f"{one.threshold:.2f}",
+                f"{one.threshold:.2f}" + ("" if one.token_threshold is None else f" / {one.token_threshold:.2f}"),
             ]
             for one in levels
         ],

@@ -41,7 +41,13 @@ class Scripted:
             self.busy -= 1
             return httpx.Response(429, headers={"retry-after": "0"}, json={"error": {"message": "busy"}})
         if request.url.path == "/v1/models":
-            told = {"pair": "p", "models": {"small": "s", "large": "l"}, "thinks": True, "threshold": 1.0}
+            told = {
+                "pair": "p",
+                "models": {"small": "s", "large": "l"},
+                "thinks": True,
+                "threshold": 1.0,
+                "token_threshold": None,
+            }
             return httpx.Response(200, json={"data": [{"id": "glimpse", "glimpse": told}]})
         body = json.loads(request.content)
         self.bodies.append(body)

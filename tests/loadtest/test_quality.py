@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,15 @@ async def test_measure_prints_one_table_and_writes_json(
     assert all(contract <= row.keys() for row in written["rows"])
     assert written["auroc"] == 1.0
     assert written["problems"][1]["replies"][0]["right"] is False
+
+
+async def test_the_servers_own_token_threshold_is_the_one_tried_and_told(
+    bench: Bench, server: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = replace(await bench.client.served(), token_threshold=0.5)
+    await measure(bench, served, read_options(["--modes", "routed", "--no-auroc"]))
+    assert {body["glimpse"]["token_threshold"] for body in server.bodies} == {0.5}
+    assert "| routed |   1 / 0.5 |       20 |" in capsys.readouterr().out
 
 
 async def test_each_threshold_is_tried_with_each_of_tokens(
