@@ -11,9 +11,11 @@ from asking import STEPS, ask, ask_all, problems, said
 from system import System
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from router.glimpse import TOP, entropy
+from router.glimpse import MAX_ENTROPY, TOP, entropy
 from router.hop import Chunk, Hop, StrangePair
-from router.request import Sampling
+from router.request import Request, Sampling
+from router.service import Defaults, StepRouter
+from router.vocabulary import Vocabulary
 
 PROBLEMS = 200
 SMALL = "deployments/pocket/models/small"
@@ -208,11 +210,32 @@ async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
         await written(system, "small", hop)
 
 
+async def test_what_a_raised_gate_lets_pass_is_told(client: httpx.AsyncClient, system: System) -> None:
+    """Without it a controller would not see that a threshold is too high."""
+    vocabulary = Vocabulary.load(SMALL)
+    pair = (await client.get("/v1/models/glimpse")).json()["glimpse"]["pair"]
+    above = 0
+    for problem in problems(5, seed=9):
+        hop = Hop(
+            pair=pair,
+            prefix=vocabulary.render(problem.messages).tobytes(),
+            sampling=Sampling(temperature=0.0),
+            token_gate=MAX_ENTROPY,
+            watched=0.5,
+            thinking_tokens=400,
+            tokens=400,
+        )
+        chunk = await written(system, "small", hop)
+        unsure = {step.entropy for step in chunk.steps if step.entropy is not None and step.entropy > 0.5}
+        assert chunk.end is not None
+        assert unsure <= set(chunk.end.watched)
+        assert all(entropy > 0.5 for entropy in chunk.end.watched)
+        above += len(unsure)
+    assert above > 3
+
+
 async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system: System) -> None:
     """Design rule 8: the hops of a routed request, asked again, give the same tokens."""
-    from router.service import Defaults, StepRouter
-    from router.vocabulary import Vocabulary
-
     card = (await client.get("/v1/models/glimpse")).json()["glimpse"]
     vocabulary = Vocabulary.load(SMALL)
     hops: list[tuple[str, Hop, Chunk]] = []
@@ -233,8 +256,6 @@ async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system
         4096,
         Defaults(1.0, "large", 1.0, 1024, 256, 256, 512, 600.0),
     )
-    from router.request import Request
-
     for n, problem in enumerate(problems(10, seed=9)):
         request = Request(id=f"replay-{n}", messages=problem.messages, sampling=Sampling(temperature=0.0))
         async for _ in router.write(request):
