@@ -105,6 +105,8 @@ def ingress(settings: Settings) -> type:
             )
             self.service: Service = Observed(self._shadowed(Tenanted(self.router, self.tenancy), pools["large"]))
             metrics().target = settings.defaults.max_large_share
+            if (controller := self.router.controller) is not None:
+                metrics().spared = lambda: controller.spared
 
         def _shadowed(self, service: Service, large: ServedPool) -> Service:
             if not settings.shadow.share:

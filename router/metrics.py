@@ -5,6 +5,7 @@ Label values are few: pools, models and codes by nature, tenants because only th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ _NATS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 1.8, 2.1, 2.4, 
 class Metrics:
     """The metrics of one process; times are in seconds, entropies in nats.
 
-    target: what `large_share_target` is set to with every request. Ray forgets a gauge that is set only once.
+    target, spared: what `large_share_target` and `spared_share` are set to with every request. Ray forgets a gauge that
+    is set only once.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class Metrics:
             "glimpse_large_share_target",
             "Bound on the large model's share of the tokens, 0..1.",
         )
+        self.spared_share = Gauge("glimpse_spared_share", "Of the escalations, those that the controller spares, 0..1.")
         self.shadow = Counter(
             "glimpse_shadow_total", "Routed requests asked of the large model too.", ("tenant", "agree")
         )
@@ -56,6 +59,7 @@ class Metrics:
             "glimpse_shadow_large_tokens_total", "Tokens that the large model wrote for those, by way.", ("way",)
         )
         self.target = 1.0
+        self.spared: Callable[[], float] = lambda: 0.0
         self._tenants: set[str] = set()
 
     def compared(self, found: Comparison) -> None:

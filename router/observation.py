@@ -138,6 +138,7 @@ class Observation:
         seconds, code = time.perf_counter() - self.began, self.code
         metrics().requests.inc(tags={"tenant": self.tenant, "model": self.model, "code": str(code)})
         metrics().large_share_target.set(metrics().target)
+        metrics().spared_share.set(metrics().spared())
         if self.finished is not None:
             metrics().request_seconds.observe(seconds)
         if code in (429, 503):
