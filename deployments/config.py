@@ -77,6 +77,9 @@ class PoolConfig(Settings):
         default=None, description="Serve's autoscaling_config, in place of replicas"
     )
     max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
+    sessions: int = Field(
+        default=0, ge=0, description="requests that a replica's engine holds on to between their hops (large pool)"
+    )
     max_queued_requests: int = Field(default=256, ge=1, description="hops that may wait in one router; then 503")
     surge_percent: int = Field(
         default=0,
@@ -122,6 +125,8 @@ class PoolConfig(Settings):
         ours = {"model", "revision", "dtype", "max_model_len", "tensor_parallel_size"} & self.engine.keys()
         if ours:
             raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
+        if self.draft is not None and self.sessions:
+            raise ValueError("sessions: not where a model drafts; leave out this or `draft`")
         if self.draft is not None and self.sampling.min_p:
             raise ValueError("sampling.min_p: vLLM has none where a model drafts; leave out this or `draft`")
         return self

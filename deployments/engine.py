@@ -29,11 +29,12 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
 from deployments.logs import sheltered
+from deployments.sessions import Sessions
+from deployments.token_count import TokenCount
 from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
@@ -62,24 +63,6 @@ WORKER = "deployments.worker.Worker"
 """As a name, because vLLM's workers import it in their own processes."""
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
-
-
-class TokenCount(StatLoggerBase):
-    """The engine's own count of the tokens it generated and of those it prefilled, as vLLM's metrics have it."""
-
-    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        self.generated = self.prefilled = 0
-        self.kv_use = 0.0
-
-    def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-        if iteration_stats is not None:
-            self.generated += iteration_stats.num_generation_tokens
-            self.prefilled += iteration_stats.prompt_token_stats.computed
-        if scheduler_stats is not None:
-            self.kv_use = scheduler_stats.kv_cache_usage
-
-    def log_engine_initialized(self) -> None:
-        pass
 
 
 class Engine:
@@ -112,6 +95,7 @@ class Engine:
         # Reading ahead must never make a live hop wait for its place in the batch.
         self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
         self._places = pool.max_ongoing_requests
+        self._sessions = Sessions(self._engine, pool.sessions) if pool.sessions else None
         self._hops = self._streams = 0
         self._generated: OrderedDict[str, int] = OrderedDict()
         self._guessing: WeakValueDictionary[str, Run] = WeakValueDictionary()
@@ -132,7 +116,7 @@ class Engine:
     async def prefill(self, hop: Hop) -> int:
         """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work.
         Returns how many tokens were generated and thrown away in doing so."""
-        if hop.pair != self._pair or self._engine.get_num_unfinished_requests() > self._room:
+        if hop.pair != self._pair or self._running > self._room:
             return 0
         run = Run(replace(hop, thinking=False, tokens=1, answers=False), self._marks, 0.0)
         generated = 0
@@ -148,13 +132,12 @@ class Engine:
     async def account(self) -> dict[str, Any]:
         """The engine's own counts since start, warm-up left out: tokens generated, tokens prefilled (those found cached
         are not), hops written; and requests that are still running."""
-        running = self._engine.get_num_unfinished_requests()
         return {
             "replica": self._replica,
             "generated_tokens": sum(count.generated for count in self._counts) - self._warm_up_generated,
             "prefilled_tokens": sum(count.prefilled for count in self._counts) - self._warm_up_prefilled,
             "hops": self._hops,
-            "running_requests": running,
+            "running_requests": self._running,
             "pid": os.getpid(),
             "engine_pids": [core.pid for core in self._engine.engine_core.resources.engine_manager.processes],
         }
@@ -165,9 +148,9 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to `deployments.autoscaling`."""
-        requests = self._engine.get_num_unfinished_requests()
+        requests = self._running
         # An idle engine says nothing more: what it said before an abort would keep its pool from ever going to zero.
-        kv_use = max((count.kv_use for count in self._counts), default=0.0) if requests else 0.0
+        kv_use = self._kv_use if requests else 0.0
         return {
             "requests": float(requests),
             "kv_use": kv_use,
@@ -176,6 +159,17 @@ class Engine:
 
     async def check_health(self) -> None:
         await self._engine.check_health()
+
+    @property
+    def _running(self) -> int:
+        """Requests that the engine is at work on, or has in its queue."""
+        waiting = 0 if self._sessions is None else len(self._sessions)
+        return self._engine.get_num_unfinished_requests() - waiting
+
+    @property
+    def _kv_use(self) -> float:
+        """Of the KV cache, 0..1, when the engine last told."""
+        return max((count.kv_use for count in self._counts), default=0.0)
 
     async def _drive(self, hop: Hop) -> AsyncGenerator[Chunk]:
         if hop.pair != self._pair:
@@ -205,9 +199,9 @@ class Engine:
                         for chunk in self._taken(run, piece, cached):
                             flushed = time.perf_counter()
                             yield chunk
-                        if run.ending is None and output.finished:
+                        if run.ending is None and piece.finish_reason is not None:
                             self._stopped_early(hop, run, piece)
-                    if run.ending is not None and not output.finished and not over:
+                    if run.ending is not None and piece.finish_reason is None and not over:
                         # The last output then tells how much was generated past the end.
                         over = True
                         await self._engine.abort(output.request_id)
@@ -222,7 +216,7 @@ class Engine:
             discarded_tokens=generated - run.kept,
             engine_ms=(time.perf_counter() - began) * 1000.0,
             replica=self._replica,
-            load=self._engine.get_num_unfinished_requests() / self._places,
+            load=self._running / self._places,
             watched=tuple(run.watched),
         )
         yield run.drain(cached_tokens=cached, end=end)
@@ -230,19 +224,21 @@ class Engine:
     async def _generate(self, hop: Hop, run: Run, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
         if len(self._generated) > COUNTED:
             self._generated.popitem(last=False)
-        request = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}"
-        inputs = tokens_input(prompt, cache_salt=hop.tenant or None)
         try:
-            params, trace = self._params(hop, run), hop.trace or None
-            async with aclosing(
-                self._engine.generate(inputs, params, request, trace_headers=trace, priority=hop.priority)
-            ) as outputs:
+            async with aclosing(self._outputs(hop, self._params(hop, run), prompt)) as outputs:
                 async for output in outputs:
                     tokens = len(output.outputs[0].token_ids)
                     self._generated[hop.request] = self._generated.get(hop.request, 0) + tokens
                     yield output
         except (EngineDeadError, EngineGenerateError) as error:
             raise HopLost(f"the {self._role} engine of replica {self._replica} died") from error
+
+    def _outputs(self, hop: Hop, params: SamplingParams, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
+        id, salt = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}", hop.tenant or None
+        if self._sessions is not None and comes_back(hop, params):
+            return self._sessions.write(hop.request, id, prompt, params, salt=salt, priority=hop.priority)
+        inputs, trace = tokens_input(prompt, cache_salt=salt), hop.trace or None
+        return self._engine.generate(inputs, params, id, trace_headers=trace, priority=hop.priority)
 
     def _params(self, hop: Hop, run: Run) -> SamplingParams:
         asked = {name: getattr(hop.sampling, name) for name in SAMPLING_FIELDS}
@@ -320,6 +316,8 @@ class Engine:
         # Serve's health checks would need half a minute, and affinity would keep sending hops here all the while.
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            if self._sessions is not None:
+                self._sessions.prune(self._kv_use)
             if self._engine.errored:
                 logger.error("%s engine core died; its replica follows", self._role)
                 os._exit(1)
@@ -333,6 +331,14 @@ class Engine:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.shutdown()
+
+
+def comes_back(hop: Hop, params: SamplingParams) -> bool:
+    """Whether a hop may be a session's: the engine stops it by itself, and its request is likely to ask for more."""
+    by_itself = hop.thinking and hop.max_steps == 1 and hop.gate is None and hop.token_gate is None
+    # vLLM neither begins a session's noise anew, nor has stop strings or a span for each turn there.
+    same = (params.seed is None or params.temperature == 0.0) and not params.stop and not hop.trace
+    return by_itself and same
 
 
 async def glimpse_logprobs(engine: AsyncLLM) -> int:
@@ -383,6 +389,9 @@ def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()
         options["otlp_traces_endpoint"] = tracing.endpoint()
+    options |= pool.engine
+    if pool.sessions and "max_num_seqs" in options:
+        options["max_num_seqs"] += pool.sessions
     return AsyncEngineArgs(
         model=pool.path,
         revision=pool.revision,
@@ -390,5 +399,5 @@ def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
         max_model_len=pool.max_model_len,  # type: ignore[arg-type]
         tensor_parallel_size=pool.tensor_parallel,
         served_model_name=role,  # what its metrics are labelled with
-        **(options | pool.engine),
+        **options,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 
 import httpx
@@ -197,6 +198,17 @@ async def written(system: System, model: str, hop: Hop) -> Chunk:
     return [chunk async for chunk in system.handle(model).options(stream=True).write.remote(hop)][-1]
 
 
+async def test_the_large_engine_goes_on_where_it_was(client: httpx.AsyncClient, questions: list[str]) -> None:
+    again = 0
+    for reply in await ask_all(client, questions[:24], glimpse=STEPS, at_a_time=8):
+        steps = [step for step in reply["glimpse"]["steps"] if step["model"] == "large"]
+        for before, step in itertools.pairwise(steps):
+            # The last token that it drew it has not read.
+            assert step["cached_tokens"] == before["prefix_tokens"] + before["tokens"] - 1
+            again += 1
+    assert again > 8
+
+
 async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
     """Design rule 1."""
     hop = Hop(
@@ -215,7 +227,7 @@ async def test_what_a_raised_gate_lets_pass_is_told(client: httpx.AsyncClient, s
     vocabulary = Vocabulary.load(SMALL)
     pair = (await client.get("/v1/models/glimpse")).json()["glimpse"]["pair"]
     above = 0
-    for problem in problems(5, seed=9):
+    for problem in problems(8, seed=9):
         hop = Hop(
             pair=pair,
             prefix=vocabulary.render(problem.messages).tobytes(),
@@ -231,7 +243,7 @@ async def test_what_a_raised_gate_lets_pass_is_told(client: httpx.AsyncClient, s
         assert unsure <= set(chunk.end.watched)
         assert all(entropy > 0.5 for entropy in chunk.end.watched)
         above += len(unsure)
-    assert above > 3
+    assert above >= 3
 
 
 async def test_a_transcript_replays_hop_by_hop(client: httpx.AsyncClient, system: System) -> None:
