@@ -93,7 +93,7 @@ class Engine:
         self._defaults = {name: own[name] for name in SAMPLING_FIELDS if name in own}
         self._defaults |= pool.sampling.model_dump(exclude_none=True)
         # Reading ahead must never make a live hop wait for its place in the batch.
-        self._room = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
+        self._room = (self._engine.vllm_config.scheduler_config.max_num_seqs - pool.sessions) // 2
         self._places = pool.max_ongoing_requests
         self._sessions = Sessions(self._engine, pool.sessions) if pool.sessions else None
         self._hops = self._streams = 0
