@@ -15,17 +15,21 @@ import json
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
 import psutil
+from tqdm import tqdm
 
 from deployments.config import PoolConfig
 from loadtest.command import at_least_one, numbers, parser, run
 from loadtest.engines import own_engine, settings_of
 from loadtest.table import table
+
+WAYS = ("new", "session")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ class Asked:
         hops = options.streams * options.hops
         return Cost(way, prefix_tokens, 1000.0 * took / options.hops, replica / hops, core / hops)
 
+    async def end(self) -> None:
+        """Gives up the sessions, before their engine goes."""
+        self._sessions.prune(1.0)
+        await asyncio.sleep(0.1)
+
     async def _hops(self, way: str, id: str, text: list[int], prefix_tokens: int) -> None:
         for n in range(1, self._options.hops + 1):
             await self._hop(way, id, text[: prefix_tokens + n * self._options.new])
@@ -93,18 +102,18 @@ class Asked:
 
 
 async def measured(pool: PoolConfig, options: argparse.Namespace) -> list[Cost]:
-    costs = []
     with own_engine(options.model, pool) as core:
         asked = Asked(core, options)
-        for prefix_tokens in options.prefixes:
-            rounds: dict[str, list[Cost]] = {"new": [], "session": []}
-            for way in rounds:
-                await asked.cost(way, prefix_tokens)
-            for _ in range(options.rounds):
-                for way, done in rounds.items():
-                    done.append(await asked.cost(way, prefix_tokens))
-            costs += [middle(done) for done in rounds.values()]
-    return costs
+        # The first round of each is to warm up.
+        turns = [(tokens, turn) for tokens in options.prefixes for turn in range(options.rounds + 1)]
+        taken: dict[tuple[int, str], list[Cost]] = defaultdict(list)
+        for prefix_tokens, turn in tqdm(turns, desc="rounds"):
+            for way in WAYS:
+                cost = await asked.cost(way, prefix_tokens)
+                if turn:
+                    taken[prefix_tokens, way].append(cost)
+        await asked.end()
+        return [middle(done) for done in taken.values()]
 
 
 def middle(costs: Sequence[Cost]) -> Cost:
