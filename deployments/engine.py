@@ -33,7 +33,7 @@ from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
 from deployments.logs import sheltered
-from deployments.sessions import Sessions
+from deployments.sessions import Sessions, comes_back
 from deployments.token_count import TokenCount
 from router import tracing
 from router.glimpse import TOP, entropy
@@ -317,7 +317,8 @@ class Engine:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if self._sessions is not None:
-                self._sessions.prune(self._kv_use)
+                for count in self._counts:
+                    self._sessions.prune(count)
             if self._engine.errored:
                 logger.error("%s engine core died; its replica follows", self._role)
                 os._exit(1)
@@ -331,14 +332,6 @@ class Engine:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.shutdown()
-
-
-def comes_back(hop: Hop, params: SamplingParams) -> bool:
-    """Whether a hop may be a session's: the engine stops it by itself, and its request is likely to ask for more."""
-    by_itself = hop.thinking and hop.max_steps == 1 and hop.gate is None and hop.token_gate is None
-    # vLLM neither begins a session's noise anew, nor has stop strings or a span for each turn there.
-    same = (params.seed is None or params.temperature == 0.0) and not params.stop and not hop.trace
-    return by_itself and same
 
 
 async def glimpse_logprobs(engine: AsyncLLM) -> int:

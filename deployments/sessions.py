@@ -24,11 +24,14 @@ from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from deployments.token_count import TokenCount
+from router.hop import Hop
+
 IDLE_S = 30.0
 """After so long a request is thought to be over, or to have gone elsewhere."""
 
 CROWDED = 0.5
-"""Of the KV cache: beyond it nothing waits."""
+"""Of the KV cache: beyond it no session waits."""
 
 
 @dataclass(eq=False)
@@ -82,11 +85,11 @@ class Sessions:
             if not waits:
                 await session.outputs.aclose()
 
-    def prune(self, kv_use: float) -> None:
-        """Gives up what has waited too long, and everything where the KV cache, 0..1 full, is crowded."""
+    def prune(self, count: TokenCount | None = None) -> None:
+        """Gives up what has waited too long, and everything where others want the room, or where it is for no one."""
         old = time.monotonic() - IDLE_S
         for request, session in list(self._waiting.items()):
-            if kv_use > CROWDED or session.since < old:
+            if count is None or count.queued or count.kv_use > CROWDED or session.since < old:
                 self._give_up(self._waiting.pop(request))
 
     def _begun(self, id: str, params: SamplingParams, priority: int) -> Session:
@@ -117,6 +120,14 @@ class Sessions:
         task = asyncio.create_task(close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def comes_back(hop: Hop, params: SamplingParams) -> bool:
+    """Whether a hop may be a session's: the engine stops it by itself, and its request is likely to ask for more."""
+    by_itself = hop.thinking and hop.max_steps == 1 and hop.gate is None and hop.token_gate is None
+    # vLLM neither begins a session's noise anew, nor has stop strings or a span for each turn there.
+    same = (params.seed is None or params.temperature == 0.0) and not params.stop and not hop.trace
+    return by_itself and same
 
 
 async def _each(turns: asyncio.Queue[StreamingInput]) -> AsyncGenerator[StreamingInput]:

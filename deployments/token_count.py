@@ -8,11 +8,13 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 
 class TokenCount(StatLoggerBase):
-    """The engine's own count of the tokens it generated and of those it prefilled, as vLLM's metrics have it."""
+    """The engine's own count of the tokens it generated and of those it prefilled, as vLLM's metrics have it;
+    kv_use: of its KV cache, 0..1, and queued: requests that found no place, when it last told."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         self.generated = self.prefilled = 0
         self.kv_use = 0.0
+        self.queued = 0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
         if iteration_stats is not None:
@@ -20,6 +22,7 @@ class TokenCount(StatLoggerBase):
             self.prefilled += iteration_stats.prompt_token_stats.computed
         if scheduler_stats is not None:
             self.kv_use = scheduler_stats.kv_cache_usage
+            self.queued = scheduler_stats.num_waiting_reqs
 
     def log_engine_initialized(self) -> None:
         pass

@@ -77,7 +77,7 @@ class Asked:
 
     async def end(self) -> None:
         """Gives up the sessions, before their engine goes."""
-        self._sessions.prune(1.0)
+        self._sessions.prune()
         await asyncio.sleep(0.1)
 
     async def _hops(self, way: str, id: str, text: list[int], prefix_tokens: int) -> None:

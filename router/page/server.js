@@ -17,7 +17,8 @@ export async function served(key) {
 }
 
 /**
- * Ask `model` ("glimpse", "small" or "large"); `gates`: `{threshold, token_threshold}` where it is routed. Yields, in order, `{text, voice}`, `{step}`, `{account}` and `{usage}`.
+ * Ask `model` ("glimpse", "small" or "large"); `gates`: `{threshold, token_threshold}` where it is routed.
+ * Yields, in order, `{text, voice}`, `{step}`, `{account}` and `{usage}`.
  * Aborting `signal`, or leaving the loop, hangs up; the server then stops both engines.
  */
 export async function* ask({ question, model, gates, key, signal }) {

@@ -16,8 +16,8 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 
 from deployments import sessions
-from deployments.engine import comes_back
-from deployments.sessions import Sessions
+from deployments.sessions import Sessions, comes_back
+from deployments.token_count import TokenCount
 from router.hop import Hop
 from router.request import Sampling
 
@@ -49,6 +49,13 @@ def told(ids: list[int], reason: str | None, cached: int) -> Any:
     return SimpleNamespace(
         outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)], num_cached_tokens=cached, request_id=""
     )
+
+
+def told_of(**figures: float) -> TokenCount:
+    count = TokenCount(None)
+    for name, value in figures.items():
+        setattr(count, name, value)
+    return count
 
 
 async def write(of: Sessions, request: str, *prompt: int, id: str = "s") -> list[Any]:
@@ -114,20 +121,21 @@ async def test_what_has_waited_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
     engine = Engine()
     kept = Sessions(engine, 4)  # type: ignore[arg-type]
     await write(kept, "r", 1, 2, 3)
-    kept.prune(0.1)
+    kept.prune(told_of(kv_use=0.1))
     assert len(kept) == 1
     monkeypatch.setattr(sessions, "IDLE_S", -1.0)
-    kept.prune(0.1)
+    kept.prune(told_of(kv_use=0.1))
     await asyncio.sleep(0)
     assert (len(kept), engine.closed) == (0, ["s"])
 
 
-async def test_nothing_waits_where_the_cache_is_crowded() -> None:
+@pytest.mark.parametrize("full", [{"kv_use": 0.6}, {"queued": 1}], ids=["the cache is crowded", "others wait"])
+async def test_sessions_make_room(full: dict[str, float]) -> None:
     engine = Engine()
     kept = Sessions(engine, 4)  # type: ignore[arg-type]
     for request in "abc":
         await write(kept, request, 1, 2, 3, id=request)
-    kept.prune(0.6)
+    kept.prune(told_of(**full))
     await asyncio.sleep(0)
     assert (len(kept), sorted(engine.closed)) == (0, ["a", "b", "c"])
 
