@@ -78,7 +78,7 @@ class PoolConfig(Settings):
     )
     max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
     sessions: int = Field(
-        default=0, ge=0, description="requests that a replica's engine holds on to between their hops (large pool)"
+        default=0, ge=0, description="requests that a replica's engine holds on to between their hops"
     )
     max_queued_requests: int = Field(default=256, ge=1, description="hops that may wait in one router; then 503")
     surge_percent: int = Field(
@@ -125,6 +125,8 @@ class PoolConfig(Settings):
         ours = {"model", "revision", "dtype", "max_model_len", "tensor_parallel_size"} & self.engine.keys()
         if ours:
             raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
+        if self.sessions and "scheduler_cls" in self.engine:
+            raise ValueError("sessions: not with an engine's own scheduler_cls; leave out either")
         if self.draft is not None and self.sessions:
             raise ValueError("sessions: not where a model drafts; leave out this or `draft`")
         if self.draft is not None and self.sampling.min_p:

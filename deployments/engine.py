@@ -24,7 +24,6 @@ from ray import serve
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
-from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,8 +31,10 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
+from deployments.glimpses import candidates, told
 from deployments.logs import sheltered
-from deployments.sessions import Sessions, comes_back
+from deployments.scheduler import THINK_TAGS, carried
+from deployments.sessions import Sessions, comes_back, may_wait
 from deployments.token_count import TokenCount
 from router import tracing
 from router.glimpse import TOP, entropy
@@ -59,8 +60,11 @@ HEARTBEAT_S = 0.1
 COUNTED = 4096
 """Requests whose tokens are remembered, for whoever checks the accounts."""
 
-WORKER = "deployments.worker.Worker"
-"""As a name, because vLLM's workers import it in their own processes."""
+WORKER, SCHEDULER = "deployments.worker.Worker", "deployments.scheduler.scheduler"
+"""As names, because vLLM imports them in processes of its own."""
+
+OVER = (Ending.THOUGHT, Ending.REPEAT, Ending.BUDGET, Ending.TEXT, Ending.LIMIT, Ending.STOP)
+"""How a hop ends after whose request has no more thinking to do."""
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p")
 
@@ -80,7 +84,7 @@ class Engine:
         self._counts: list[TokenCount] = []
         with sheltered():
             self._engine = AsyncLLM.from_engine_args(
-                engine_args(pool, role), stat_loggers=[self._count, RayPrometheusStatLogger]
+                engine_args(pool, role, think_tags), stat_loggers=[self._count, RayPrometheusStatLogger]
             )
         if pool.draft is not None and is_cpu_build():
             await self._engine.collective_rpc("mend_drafting")
@@ -219,6 +223,8 @@ class Engine:
             load=self._running / self._places,
             watched=tuple(run.watched),
         )
+        if self._sessions is not None and run.ending in OVER:
+            await self._sessions.forget(hop.request)
         yield run.drain(cached_tokens=cached, end=end)
 
     async def _generate(self, hop: Hop, run: Run, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
@@ -235,7 +241,7 @@ class Engine:
 
     def _outputs(self, hop: Hop, params: SamplingParams, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
         id, salt = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}", hop.tenant or None
-        if self._sessions is not None and comes_back(hop, params):
+        if self._sessions is not None and params.extra_args is not None and may_wait(hop, params):
             return self._sessions.write(hop.request, id, prompt, params, salt=salt, priority=hop.priority)
         inputs, trace = tokens_input(prompt, cache_salt=salt), hop.trace or None
         return self._engine.generate(inputs, params, id, trace_headers=trace, priority=hop.priority)
@@ -245,6 +251,7 @@ class Engine:
         drawn = {"temperature": 1.0} | self._defaults | {k: v for k, v in asked.items() if v is not None}
         gated = hop.gate is not None or hop.token_gate is not None
         glimpses = not run.answering and (gated or hop.glimpses)
+        ends = self._ends_by_itself(hop, run, glimpses=glimpses)
         return SamplingParams(
             **drawn,
             seed=hop.sampling.seed,
@@ -252,12 +259,18 @@ class Engine:
             logprobs=self._glimpse_logprobs if glimpses else None,
             flat_logprobs=glimpses,
             stop=list(hop.sampling.stop) or None,
-            stop_token_ids=self._breaks if run.one_step else None,
+            stop_token_ids=self._breaks if run.one_step and not ends else None,
+            extra_args=carried(hop) if ends else None,
             detokenize=bool(hop.sampling.stop),
             output_kind=RequestOutputKind.DELTA,
             # Made for this one call: vLLM need not copy it to the bottom.
             skip_clone=True,
         )
+
+    def _ends_by_itself(self, hop: Hop, run: Run, *, glimpses: bool) -> bool:
+        """Whether the engine ends the hop where its run is over (deployments/scheduler.py)."""
+        seen = not (glimpses and self._glimpse_logprobs)
+        return self._sessions is not None and comes_back(hop) and seen and not (run.written or hop.sampling.stop)
 
     def _taken(self, run: Run, piece: CompletionOutput, cached: int) -> Iterator[Chunk]:
         """Has the run take the tokens; a chunk for each that it guesses."""
@@ -341,29 +354,12 @@ async def glimpse_logprobs(engine: AsyncLLM) -> int:
     return 0 if ours and all(await engine.collective_rpc("glimpse_in_engine")) else TOP
 
 
-def told(logprobs: FlatLogprobs, position: int) -> float:
-    """The entropy that `deployments.glimpses` put in the place of a position's logprob."""
-    return logprobs.logprobs[logprobs.start_indices[position]]
-
-
-def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
-    """Logprobs of the most likely tokens at a position, `TOP` at most, best first or not.
-
-    The sampled token comes first, and again at its rank if that is among them. vLLM merges the outputs that pile up
-    while nobody reads them, and from a merged one the repetition is gone.
-    """
-    first, end = logprobs.start_indices[position], logprobs.end_indices[position]
-    sampled, rank = logprobs.token_ids[first], logprobs.ranks[first]
-    extra = sampled in logprobs.token_ids[first + 1 : end] or (rank is not None and rank > TOP)
-    return logprobs.logprobs[first + extra : end]
-
-
 def coalesced_s(streams: int) -> float:
     """Seconds between two messages of one stream, where a replica has so many."""
     return max(COALESCE_S, streams / MESSAGES_PER_S)
 
 
-def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
+def engine_args(pool: PoolConfig, role: Model, think_tags: tuple[str, str] | None = None) -> AsyncEngineArgs:
     """What the engine of a pool's replica is started with."""
     options: dict[str, Any] = {
         "enable_prefix_caching": True,
@@ -378,6 +374,8 @@ def engine_args(pool: PoolConfig, role: Model) -> AsyncEngineArgs:
         options["enable_chunked_prefill"] = False
     if pool.draft is not None:
         options["speculative_config"] = pool.draft.speculative_config
+    if pool.sessions:
+        options |= {"scheduler_cls": SCHEDULER, "additional_config": {THINK_TAGS: think_tags}}
     if tracing.active():
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import torch
+from vllm.logprobs import FlatLogprobs
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.sampler import Sampler
 
@@ -74,3 +75,20 @@ class Glimpses:
         for module in modules:
             setattr(module, SCORES, scores)
         return True
+
+
+def told(logprobs: FlatLogprobs, position: int) -> float:
+    """The entropy in the place of a position's logprob."""
+    return logprobs.logprobs[logprobs.start_indices[position]]
+
+
+def candidates(logprobs: FlatLogprobs, position: int) -> list[float]:
+    """Logprobs of the most likely tokens at a position, `TOP` at most, best first or not.
+
+    The sampled token comes first, and again at its rank if that is among them. vLLM merges the outputs that pile up
+    while nobody reads them, and from a merged one the repetition is gone.
+    """
+    first, end = logprobs.start_indices[position], logprobs.end_indices[position]
+    sampled, rank = logprobs.token_ids[first], logprobs.ranks[first]
+    extra = sampled in logprobs.token_ids[first + 1 : end] or (rank is not None and rank > TOP)
+    return logprobs.logprobs[first + extra : end]

@@ -85,6 +85,11 @@ class Sessions:
             if not waits:
                 await session.outputs.aclose()
 
+    async def forget(self, request: str) -> None:
+        """Gives up a request's, if one waits: nothing more is to come."""
+        if (session := self._waiting.pop(request, None)) is not None:
+            await self._give_up(session)
+
     def prune(self, count: TokenCount | None = None) -> None:
         """Gives up what has waited too long, and everything where others want the room, or where it is for no one."""
         old = time.monotonic() - IDLE_S
@@ -112,7 +117,7 @@ class Sessions:
         if len(self._waiting) > self._most:
             self._give_up(self._waiting.popitem(last=False)[1])
 
-    def _give_up(self, session: Session) -> None:
+    def _give_up(self, session: Session) -> asyncio.Task[None]:
         async def close() -> None:
             with suppress(Exception):  # an engine that is dead has no sessions
                 await session.outputs.aclose()
@@ -120,14 +125,18 @@ class Sessions:
         task = asyncio.create_task(close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
 
-def comes_back(hop: Hop, params: SamplingParams) -> bool:
-    """Whether a hop may be a session's: the engine stops it by itself, and its request is likely to ask for more."""
-    by_itself = hop.thinking and hop.max_steps == 1 and hop.gate is None and hop.token_gate is None
-    # vLLM neither begins a session's noise anew, nor has stop strings or a span for each turn there.
-    same = (params.seed is None or params.temperature == 0.0) and not params.stop and not hop.trace
-    return by_itself and same
+def comes_back(hop: Hop) -> bool:
+    """Whether its request is likely to ask for more."""
+    return hop.thinking and (hop.max_steps == 1 or hop.gate is not None or hop.token_gate is not None)
+
+
+def may_wait(hop: Hop, params: SamplingParams) -> bool:
+    """Whether a hop that the engine ends by itself may be a session's: vLLM neither begins a session's noise anew, nor
+    has a span for each turn there."""
+    return (params.seed is None or params.temperature == 0.0) and not hop.trace
 
 
 async def _each(turns: asyncio.Queue[StreamingInput]) -> AsyncGenerator[StreamingInput]:

@@ -264,7 +264,7 @@ def profile(options: argparse.Namespace, gates: Mapping[str, float]) -> dict[str
             "sampling": {"temperature": 0.0},
         }
         engine: dict[str, Any] = {"max_num_seqs": 64}
-        if name == "large" and (options.paced or options.cpu):
+        if options.paced or options.cpu:
             pool["sessions"] = 64
         if options.paced:
             pool["engine"] = engine | PACED

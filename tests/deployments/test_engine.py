@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 
 from vllm.logprobs import FlatLogprobs
 
-from deployments.engine import candidates
+from deployments.glimpses import candidates
 
 WEIGHTS = [1 / 2**rank for rank in range(1, TOP + 1)]
 RANKED = [math.log(weight) for weight in WEIGHTS]

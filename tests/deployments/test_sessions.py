@@ -16,7 +16,7 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 
 from deployments import sessions
-from deployments.sessions import Sessions, comes_back
+from deployments.sessions import Sessions, comes_back, may_wait
 from deployments.token_count import TokenCount
 from router.hop import Hop
 from router.request import Sampling
@@ -155,20 +155,43 @@ async def test_an_aborted_hop_gives_its_session_up() -> None:
     assert (len(kept), engine.closed) == (0, ["s"])
 
 
+async def test_a_request_that_is_over_is_forgotten() -> None:
+    engine = Engine()
+    kept = Sessions(engine, 4)  # type: ignore[arg-type]
+    await write(kept, "r", 1, 2, 3, id="r's")
+    await write(kept, "q", 1, 2, 3, id="q's")
+    for request in "rx":
+        await kept.forget(request)
+    assert (len(kept), engine.closed) == (1, ["r's"])
+
+
 @pytest.mark.parametrize(
-    ("hop", "params", "may"),
+    ("fields", "does"),
+    [
+        ({"max_steps": 1}, True),
+        ({"max_steps": 1, "thinking": False}, False),
+        ({"max_steps": 2}, False),
+        ({"gate": 1.0}, True),
+        ({"token_gate": 1.0}, True),
+        ({"gate": 1.0, "thinking": False}, False),
+    ],
+)
+def test_whose_request_comes_back(fields: dict[str, Any], does: bool) -> None:
+    assert comes_back(hop(**fields)) is does
+
+
+@pytest.mark.parametrize(
+    ("fields", "params", "may"),
     [
         ({}, {}, True),
-        ({"thinking": False}, {}, False),
-        ({"max_steps": 2}, {}, False),
-        ({"gate": 1.0}, {}, False),
-        ({"token_gate": 1.0}, {}, False),
         ({"trace": {"traceparent": "00-1-2-01"}}, {}, False),
         ({}, {"seed": 1, "temperature": 0.7}, False),
         ({}, {"seed": 1, "temperature": 0.0}, True),
-        ({}, {"stop": ["END"]}, False),
     ],
 )
-def test_which_hops_may_be_a_sessions(hop: dict[str, Any], params: dict[str, Any], may: bool) -> None:
-    asked = Hop(pair="p", prefix=array("i", [1]).tobytes(), sampling=Sampling(), **({"max_steps": 1} | hop))
-    assert comes_back(asked, SamplingParams(**params)) is may
+def test_which_hops_may_be_a_sessions(fields: dict[str, Any], params: dict[str, Any], may: bool) -> None:
+    assert may_wait(hop(**fields), SamplingParams(**params)) is may
+
+
+def hop(**fields: Any) -> Hop:
+    return Hop(pair="p", prefix=array("i", [1]).tobytes(), sampling=Sampling(), **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from typing import Any
 
 import httpx
 import pytest
@@ -198,15 +199,28 @@ async def written(system: System, model: str, hop: Hop) -> Chunk:
     return [chunk async for chunk in system.handle(model).options(stream=True).write.remote(hop)][-1]
 
 
-async def test_the_large_engine_goes_on_where_it_was(client: httpx.AsyncClient, questions: list[str]) -> None:
-    again = 0
+async def test_engines_go_on_where_they_were(client: httpx.AsyncClient, questions: list[str]) -> None:
+    again = {"small": 0, "large": 0}
     for reply in await ask_all(client, questions[:24], glimpse=STEPS, at_a_time=8):
-        steps = [step for step in reply["glimpse"]["steps"] if step["model"] == "large"]
-        for before, step in itertools.pairwise(steps):
+        steps = reply["glimpse"]["steps"]
+        hops = [list(hop) for _, hop in itertools.groupby(steps, lambda step: (step["model"], step["prefix_tokens"]))]
+        for before, hop in itertools.pairwise(hop for hop in hops if hop[0]["model"] == "large"):
             # The last token that it drew it has not read.
-            assert step["cached_tokens"] == before["prefix_tokens"] + before["tokens"] - 1
-            again += 1
-    assert again > 8
+            assert hop[0]["cached_tokens"] == read_by(before) - 1
+            again["large"] += 1
+        for before, hop in itertools.pairwise(hop for hop in hops if hop[0]["model"] == "small"):
+            # That is the glimpse here, and there may have been another since, at a step that it wrote nothing of.
+            assert hop[0]["cached_tokens"] >= read_by(before)
+            again["small"] += 1
+        assert reply["glimpse"]["discarded_tokens"] == reply["glimpse"]["escalations"], (
+            "one token a glimpse, and no more"
+        )
+    assert min(again.values()) > 8
+
+
+def read_by(hop: list[dict[str, Any]]) -> int:
+    """Tokens of its prefix and its steps."""
+    return int(hop[0]["prefix_tokens"] + sum(step["tokens"] for step in hop))
 
 
 async def test_a_hop_of_another_pair_is_refused(system: System) -> None:
