@@ -374,15 +374,16 @@ def engine_args(pool: PoolConfig, role: Model, think_tags: tuple[str, str] | Non
         options["enable_chunked_prefill"] = False
     if pool.draft is not None:
         options["speculative_config"] = pool.draft.speculative_config
-    if pool.sessions:
-        options |= {"scheduler_cls": SCHEDULER, "additional_config": {THINK_TAGS: think_tags}}
     if tracing.active():
         # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
         os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()
         options["otlp_traces_endpoint"] = tracing.endpoint()
     options |= pool.engine
-    if pool.sessions and "max_num_seqs" in options:
-        options["max_num_seqs"] += pool.sessions
+    if pool.sessions:
+        options["scheduler_cls"] = SCHEDULER
+        options["additional_config"] = options.get("additional_config", {}) | {THINK_TAGS: think_tags}
+        if "max_num_seqs" in options:
+            options["max_num_seqs"] += pool.sessions
     return AsyncEngineArgs(
         model=pool.path,
         revision=pool.revision,

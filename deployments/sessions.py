@@ -36,11 +36,12 @@ CROWDED = 0.5
 
 @dataclass(eq=False)
 class Session:
-    """One request in the engine. read: tokens that it has computed, which are all but the last one that it drew; since:
-    when it began to wait, in seconds."""
+    """One request in the engine. logprobs: how many a token it gets, if any; read: tokens that it has computed, which
+    are all but the last one that it drew; since: when it began to wait, in seconds."""
 
     outputs: AsyncGenerator[RequestOutput]
     turns: asyncio.Queue[StreamingInput]
+    logprobs: int | None
     read: array[int] = field(default_factory=lambda: array("i"))
     since: float = 0.0
 
@@ -65,7 +66,7 @@ class Sessions:
         Closing the generator before that gives the session up. Raises what `AsyncLLM.generate` does.
         """
         whole = array("i", prompt)
-        session = self._resumed(request, whole) or self._begun(id, params, priority)
+        session = self._resumed(request, whole, params) or self._begun(id, params, priority)
         known = len(session.read)
         session.turns.put_nowait(StreamingInput(tokens_input(prompt[known:], cache_salt=salt), params))
         waits = False
@@ -99,11 +100,15 @@ class Sessions:
 
     def _begun(self, id: str, params: SamplingParams, priority: int) -> Session:
         turns: asyncio.Queue[StreamingInput] = asyncio.Queue()
-        return Session(self._engine.generate(_each(turns), params, id, priority=priority), turns)
+        return Session(self._engine.generate(_each(turns), params, id, priority=priority), turns, params.logprobs)
 
-    def _resumed(self, request: str, prompt: array[int]) -> Session | None:
+    def _resumed(self, request: str, prompt: array[int], params: SamplingParams) -> Session | None:
         session = self._waiting.pop(request, None)
-        if session is None or (len(session.read) < len(prompt) and session.read == prompt[: len(session.read)]):
+        if session is None:
+            return None
+        read = len(session.read)
+        # vLLM's front end holds on to what a session's first turn asked for; logprobs that it does not expect end it.
+        if session.logprobs == params.logprobs and read < len(prompt) and session.read == prompt[:read]:
             return session
         self._give_up(session)
         return None

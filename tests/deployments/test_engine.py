@@ -1,38 +1,26 @@
-"""What the engine makes of vLLM's outputs; that it drives vLLM at all is tests/e2e's business."""
+"""What an engine is started with; that it drives vLLM at all is tests/e2e's business."""
 
-import itertools
-import math
+from typing import Any
 
 import pytest
 
-from router.glimpse import TOP, entropy
-
 pytest.importorskip("vllm")
 
-from vllm.logprobs import FlatLogprobs
-
-from deployments.glimpses import candidates
-
-WEIGHTS = [1 / 2**rank for rank in range(1, TOP + 1)]
-RANKED = [math.log(weight) for weight in WEIGHTS]
+from deployments.config import PoolConfig
+from deployments.engine import SCHEDULER, engine_args
 
 
-def told(sampled_rank: int) -> FlatLogprobs:
-    """What vLLM tells of one position: the sampled token, then those of rank 1 to 20. A token's ID is its rank."""
-    sampled = RANKED[sampled_rank - 1] if sampled_rank <= TOP else -40.0
-    one = FlatLogprobs()
-    ranks = [sampled_rank, *range(1, TOP + 1)]
-    one.append_fast(ranks, [sampled, *RANKED], itertools.chain(ranks), [None] * len(ranks))
-    return one
+def pool(**fields: Any) -> PoolConfig:
+    return PoolConfig(model="deployments/pocket/models/small", **fields)
 
 
-@pytest.mark.parametrize("sampled_rank", [1, 2, TOP, TOP + 1, 500])
-def test_the_entropy_is_the_same_however_many_outputs_were_merged(sampled_rank: int) -> None:
-    merged = told(3)
-    for _ in range(2):
-        merged.extend(told(sampled_rank))
-    alone = candidates(told(sampled_rank), 0)
-    assert sorted(alone) == sorted(RANKED)
-    for position in (1, 2):
-        assert sorted(candidates(merged, position)) == sorted(alone)
-        assert entropy(candidates(merged, position)) == pytest.approx(entropy(RANKED))
+def test_an_engine_with_sessions_has_places_for_them_and_ends_hops_by_itself() -> None:
+    own = {"max_num_seqs": 8, "additional_config": {"theirs": 1}}
+    args = engine_args(pool(sessions=4, engine=own), "small", ("<think>", "</think>"))
+    assert (args.max_num_seqs, args.scheduler_cls) == (12, SCHEDULER)
+    assert args.additional_config == {"theirs": 1, "think_tags": ("<think>", "</think>")}
+
+
+def test_an_engine_without_has_vllms_own_scheduler() -> None:
+    args = engine_args(pool(engine={"max_num_seqs": 8}), "small")
+    assert (args.max_num_seqs, args.scheduler_cls, args.additional_config) == (8, None, {})

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from vllm.logprobs import FlatLogprobs
 from vllm.v1.sample.sampler import Sampler
 
-from deployments.glimpses import SAMPLERS, SCORES, SECOND, Glimpses, GlimpsingSampler, entropies, scores
+from deployments.glimpses import SAMPLERS, SCORES, SECOND, Glimpses, GlimpsingSampler, candidates, entropies, scores
 from router.glimpse import MAX_ENTROPY, TOP, entropy
+
+WEIGHTS = [1 / 2**rank for rank in range(1, TOP + 1)]
+RANKED = [math.log(weight) for weight in WEIGHTS]
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 30.0])
@@ -83,3 +88,24 @@ def test_a_worker_that_samples_in_its_own_way_is_left_alone() -> None:
     worker.model_runner = SimpleNamespace(sampler=Sampler())
     assert worker.glimpse_in_engine()
     assert isinstance(worker.model_runner.sampler, GlimpsingSampler)
+
+
+def told_of(sampled_rank: int) -> FlatLogprobs:
+    """What vLLM tells of one position: the sampled token, then those of rank 1 to 20. A token's ID is its rank."""
+    sampled = RANKED[sampled_rank - 1] if sampled_rank <= TOP else -40.0
+    one = FlatLogprobs()
+    ranks = [sampled_rank, *range(1, TOP + 1)]
+    one.append_fast(ranks, [sampled, *RANKED], itertools.chain(ranks), [None] * len(ranks))
+    return one
+
+
+@pytest.mark.parametrize("sampled_rank", [1, 2, TOP, TOP + 1, 500])
+def test_the_entropy_is_the_same_however_many_outputs_were_merged(sampled_rank: int) -> None:
+    merged = told_of(3)
+    for _ in range(2):
+        merged.extend(told_of(sampled_rank))
+    alone = candidates(told_of(sampled_rank), 0)
+    assert sorted(alone) == sorted(RANKED)
+    for position in (1, 2):
+        assert sorted(candidates(merged, position)) == sorted(alone)
+        assert entropy(candidates(merged, position)) == pytest.approx(entropy(RANKED))

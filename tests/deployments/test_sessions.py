@@ -58,8 +58,8 @@ def told_of(**figures: float) -> TokenCount:
     return count
 
 
-async def write(of: Sessions, request: str, *prompt: int, id: str = "s") -> list[Any]:
-    outputs = of.write(request, id, list(prompt), PARAMS, salt=None, priority=0)
+async def write(of: Sessions, request: str, *prompt: int, id: str = "s", params: SamplingParams = PARAMS) -> list[Any]:
+    outputs = of.write(request, id, list(prompt), params, salt=None, priority=0)
     return [output async for output in outputs]
 
 
@@ -86,6 +86,17 @@ async def test_on_another_text_it_begins_anew(prompt: tuple[int, ...]) -> None:
     assert engine.read[1] == list(prompt)
     assert engine.closed == ["first"]
     assert len(kept) == 1
+
+
+async def test_for_other_logprobs_it_begins_anew() -> None:
+    engine, glimpsing = Engine(), SamplingParams(max_tokens=2, logprobs=0)
+    kept = Sessions(engine, 4)  # type: ignore[arg-type]
+    await write(kept, "r", 1, 2, 3, id="first")
+    await write(kept, "r", 1, 2, 3, 4, 5, 9, id="second", params=glimpsing)
+    await write(kept, "r", 1, 2, 3, 4, 5, 9, 10, 11, 2, id="third", params=glimpsing)
+    await asyncio.sleep(0)
+    assert engine.begun == ["first", "second"]
+    assert engine.read == [[1, 2, 3], [1, 2, 3, 4, 5, 9], [11, 2]]
 
 
 async def test_requests_have_sessions_of_their_own() -> None:
