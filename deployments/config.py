@@ -127,7 +127,7 @@ class PoolConfig(Settings):
             raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
         if self.sessions and "scheduler_cls" in self.engine:
             raise ValueError("sessions: not with an engine's own scheduler_cls; leave out either")
-        if self.draft is not None and self.sessions:
+        if self.sessions and (self.draft is not None or "speculative_config" in self.engine):
             raise ValueError("sessions: not where a model drafts; leave out this or `draft`")
         if self.draft is not None and self.sampling.min_p:
             raise ValueError("sampling.min_p: vLLM has none where a model drafts; leave out this or `draft`")

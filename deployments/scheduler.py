@@ -35,8 +35,8 @@ def carried(hop: Hop) -> dict[str, Any]:
 
 
 class RunScheduler(Scheduler):
-    """Ends requests that carry a hop. Their entropies come as `deployments.glimpses` has the workers tell them; engines
-    that draft are not known here."""
+    """Ends requests that carry a hop. They get a token at a time, as nothing drafts where there are sessions, and its
+    entropy as `deployments.glimpses` has the workers tell it."""
 
     def __init__(self, vllm_config: VllmConfig, **parts: Any) -> None:
         super().__init__(vllm_config, **parts)
@@ -57,10 +57,8 @@ class RunScheduler(Scheduler):
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         run = None if stopped else self._run(request)
         if run is not None:
-            entropies = self._entropies(request, len(new_token_ids))
-            # Not more than one token, without drafts.
-            for token, entropy in zip(new_token_ids, entropies, strict=True):
-                stopped = run.take(token, entropy if run.wants_entropy else None, 0.0) is not None
+            [token] = new_token_ids
+            stopped = run.take(token, self._entropy(request) if run.wants_entropy else None, 0.0) is not None
             if stopped:
                 request.status = RequestStatus.FINISHED_STOPPED
         return new_token_ids, stopped
@@ -75,14 +73,13 @@ class RunScheduler(Scheduler):
             begun = self._runs[request] = params, Run(pickle.loads(params.extra_args[HOP]), self._marks, 0.0)
         return begun[1]
 
-    def _entropies(self, request: Request, tokens: int) -> list[float | None]:
-        """Of the request's newest tokens, where it asked for them."""
-        assert request.sampling_params is not None
+    def _entropy(self, request: Request) -> float | None:
+        """Of the request's newest token, where it asked for it."""
         told = self._output.logprobs
-        if told is None or request.sampling_params.num_logprobs is None:
-            return [None] * tokens
+        if told is None or request.sampling_params is None or request.sampling_params.num_logprobs is None:
+            return None
         place = self._output.req_id_to_index[request.request_id]
-        return [float(row[0]) for row in told.slice_request(place, tokens).logprobs]
+        return float(told.slice_request(place, 1).logprobs[0, 0])
 
 
 class AsyncRunScheduler(RunScheduler, AsyncScheduler):

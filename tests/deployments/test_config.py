@@ -45,6 +45,7 @@ def read(pair: dict[str, Any], **sections: Any) -> AppConfig:
         ({"large": {"model": "a/b", "draft": {"model": "c/d"}, "sampling": {"min_p": 0.1}}}, "large"),
         ({"large": {"model": "a/b", "draft": {"model": "c/d"}, "sessions": 4}}, "large"),
         ({"small": {"model": "a/b", "engine": {"scheduler_cls": "a.b"}, "sessions": 4}}, "small"),
+        ({"small": {"model": "a/b", "engine": {"speculative_config": {}}, "sessions": 4}}, "small"),
         ({"small": {"model": "a/b", "draft": {"model": "c/d", "method": "medusaa"}}}, "small.draft.method"),
         ({"small": {"model": "deployments/pocket/models/smal"}}, "small.model"),
         ({"routing": {"threshold": -0.1}}, "routing.threshold"),
