@@ -55,8 +55,8 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # Each of a process's many threads would keep what it freed in a heap of its own, and replicas grow.
     "MALLOC_ARENA_MAX": "2",
-    # The raylet has an allocator of its own for which the same holds.
-    "RAY_JEMALLOC_PROFILE": "raylet",
+    # The raylet and the GCS have an allocator of their own for which the same holds.
+    "RAY_JEMALLOC_PROFILE": "raylet,gcs_server",
     "RAY_JEMALLOC_CONF": "narenas:1,tcache:false",
     # oneDNN compiles a product of matrices for each size of batch that it meets, and keeps so many. At its 1,024 an
     # engine on CPUs grows for hours, by hundreds of MiB, and is no faster.
