@@ -17,7 +17,7 @@ REPEATED_STEP_TOKENS = 8
 
 class Mark:
     """What a token's text says about steps; one byte per token ID. Plain integers: every token is asked, and an
-    `IntFlag` takes fifty times as long to tell."""
+    `IntFlag` takes some thirty times as long to tell."""
 
     BREAK: Final = 1  # contains a blank line
     NEWLINE_LAST: Final = 2
