@@ -10,10 +10,11 @@ profile's small pool and one process of their own that takes requests in (Ray's 
 nor a ledger. LiteLLM needs a Python environment of its own. `ray[llm]` would bring along another vLLM than this one:
 what Ray Serve LLM needs besides is found in a folder.
 
-In every round each is started, warmed, measured and ended before the next is started: a machine that is faster now than
-in ten minutes is so for all of them. Every client sends its next problem when it has the answer to the last. CPU
-seconds are those of every process of the system and of this one, which plays the clients. Of the figures of each round
-the median is reported, and of the ratios to `vllm serve` that of the rounds' ratios.
+In every round each is started, warmed, measured and ended before the next is started, and every round begins with
+another one: a machine that is faster now than in ten minutes is so for all of them. All are asked the same, and none
+has an engine that was asked before. Every client sends its next problem when it has the answer to the last. CPU seconds
+are those of every process of the system and of this one, which plays the clients. Of the figures of each round the
+median is reported, and of the ratios to `vllm serve` that of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,21 +134,22 @@ async def measured(
     return done
 
 
-def started(options: argparse.Namespace, pool: PoolConfig) -> Generator[tuple[str, str]]:
-    """Each gateway and its URL. One has ended before the next, but for the engine that LiteLLM asks."""
-    if {"vllm serve", "litellm"} & set(options.gateways):
-        with served({"small": pool}) as urls:
-            if "vllm serve" in options.gateways:
-                yield "vllm serve", urls["small"]
-            if "litellm" in options.gateways:
-                with litellm(options.litellm, urls["small"]) as url:
-                    yield "litellm", url
-    if "ray serve llm" in options.gateways:
-        with ray_serve_llm(options.ray_llm, pool) as url:
-            yield "ray serve llm", url
-    if "ours" in options.gateways:
-        with serving(None, options.profile, options.port) as url:
-            yield "ours", url
+@contextmanager
+def running(gateway: str, options: argparse.Namespace, pool: PoolConfig) -> Iterator[str]:
+    """A gateway's URL, with an engine of its own behind it."""
+    match gateway:
+        case "ray serve llm":
+            with ray_serve_llm(options.ray_llm, pool) as url:
+                yield url
+        case "ours":
+            with serving(None, options.profile, options.port) as url:
+                yield url
+        case "litellm":
+            with served({"small": pool}) as urls, litellm(options.litellm, urls["small"]) as url:
+                yield url
+        case _:
+            with served({"small": pool}) as urls:
+                yield urls["small"]
 
 
 def rows(taken: Mapping[tuple[str, int, bool], Sequence[Round]]) -> list[dict[str, Any]]:
@@ -212,8 +214,9 @@ def main() -> None:
     ask = Ask(limits, options.max_tokens or config.limits.max_tokens, False, lambda _model, _question: "", thinks)
     taken: dict[tuple[str, int, bool], list[Round]] = defaultdict(list)
     for turn in range(options.rounds):
-        with closing(started(options, small)) as running:
-            for gateway, url in running:
+        first = turn % len(options.gateways)
+        for gateway in options.gateways[first:] + options.gateways[:first]:
+            with running(gateway, options, small) as url:
                 for (clients, streamed), one in asyncio.run(measured(url, gateway, ask, options, turn)).items():
                     taken[gateway, clients, streamed].append(one)
         if options.json:  # each time, for a run that does not come to its end

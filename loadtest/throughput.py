@@ -8,8 +8,10 @@ entropies that the gate needs; replies whole, or a token at a time. Beside it th
 routing at a threshold above every entropy: `small, routed` with answers by the small model, so that what is lost on the
 way is the price of serving and of routing, not of another model; `glimpse` as it comes, where the large model reads all
 of the reasoning and writes the answer. Replies whole and streamed. Every client sends its next problem when it
-has the answer to the last; the clients run on the same cores, and what they take stands beside each row. Of the
-figures of each round the median is reported.
+has the answer to the last; the clients run on the same cores, and what they take stands beside each row.
+
+In every round the engine and then the system is started, warmed, measured and ended, and none is asked a problem twice.
+Of the figures of each round the median is reported, and of the shares of the engine's rate that of the rounds' shares.
 
 With --paced the stand-in (loadtest/paced.py) takes the engines' place, and `engine` is what its pace comes to.
 """
@@ -24,8 +26,9 @@ import tempfile
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -55,45 +58,65 @@ SYSTEMS: dict[str, type[Ours]] = {"small": OursSmall, "small, routed": OursAnswe
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Of the median round: tokens a second, and the cores that the clients, and that all processes took."""
+    """Medians of the rounds: tokens a second, that rate's share of the engine's, and the cores that the clients, and
+    that all processes took."""
 
     system: str
     streamed: bool
     tokens_per_s: float
+    of_engine: float
     client_cores: float
     cores: float
 
 
-def row(system: str, rounds: Sequence[Round], *, streamed: bool) -> Row:
-    def median(figure: Callable[[Round], float]) -> float:
-        return statistics.median(figure(one) / one.seconds for one in rounds)
+Taken = dict[tuple[str, bool], Round]
+"""A round, by system and by whether replies were streamed."""
 
-    return Row(
-        system=system,
-        streamed=streamed,
-        tokens_per_s=median(lambda one: sum(each.tokens for each in one.solved)),
-        client_cores=median(lambda one: (one.cpu_s or {}).get("client", 0.0)),
-        cores=median(lambda one: sum((one.cpu_s or {}).values())),
-    )
+
+def rows(taken: Sequence[Taken], *, pace: float | None = None) -> list[Row]:
+    """Of each round the shares are those of its own engine, or of the pace (tokens a second) that stands for it."""
+    made = [] if pace is None else [Row("engine", streamed, pace, 1.0, 0.0, 0.0) for streamed in (False, True)]
+    for system, streamed in taken[0]:
+        rounds = [one[system, streamed] for one in taken]
+        bare = [_rate(one["engine", streamed]) if pace is None else pace for one in taken]
+        shares = (_rate(one) / its for one, its in zip(rounds, bare, strict=True))
+        cpu_s = [(one.cpu_s or {}, one.seconds) for one in rounds]
+        made.append(
+            Row(
+                system,
+                streamed,
+                tokens_per_s=statistics.median(map(_rate, rounds)),
+                of_engine=statistics.median(shares),
+                client_cores=statistics.median(spent.get("client", 0.0) / seconds for spent, seconds in cpu_s),
+                cores=statistics.median(sum(spent.values()) / seconds for spent, seconds in cpu_s),
+            )
+        )
+    return made
+
+
+def _rate(one: Round) -> float:
+    return sum(each.tokens for each in one.solved) / one.seconds
+
+
+def fresh(options: argparse.Namespace, turn: int) -> Iterator[Question]:
+    """As many problems as a system is asked in a round, all different."""
+    return iter(generated(options.seed + turn, 2 * len(SYSTEMS) * options.clients * (1 + options.each)))
 
 
 async def measured(
-    system: str, solve: Callable[[Question], Awaitable[Solved]], options: argparse.Namespace, *, streamed: bool
-) -> Row:
-    """Rounds of problems that nobody asked before, after one to warm up."""
-    count, label = options.clients * options.each, f"{system}, {'streamed' if streamed else 'whole'}"
-    asked = generated(options.seed, options.clients + options.rounds * count)
-    await measure(solve, asked[: options.clients], options.clients, f"{label}, warming", count_cpu=False)
-    rounds = [
-        await measure(
-            solve, asked[options.clients + n * count :][:count], options.clients, f"{label}, {n + 1}", count_cpu=True
-        )
-        for n in range(options.rounds)
-    ]
-    return row(system, rounds, streamed=streamed)
+    label: str, solve: Callable[[Question], Awaitable[Solved]], asked: Iterator[Question], options: argparse.Namespace
+) -> Round:
+    """One for each client to warm up, then so many for each."""
+    warming, questions = (list(islice(asked, options.clients * some)) for some in (1, options.each))
+    await measure(solve, warming, options.clients, f"{label}, warming", count_cpu=False)
+    return await measure(solve, questions, options.clients, label, count_cpu=True)
 
 
-async def engine(config: AppConfig, options: argparse.Namespace) -> list[Row]:
+def _label(system: str, turn: int, *, streamed: bool) -> str:
+    return f"{system}, {'streamed' if streamed else 'whole'}, round {turn + 1}"
+
+
+async def engine(config: AppConfig, options: argparse.Namespace, turn: int) -> Taken:
     """The small pool's engine in this process."""
     from vllm import SamplingParams
     from vllm.inputs.engine import tokens_input
@@ -101,6 +124,7 @@ async def engine(config: AppConfig, options: argparse.Namespace) -> list[Row]:
 
     small = config.small
     vocabulary = Vocabulary.load(small.path, revision=small.revision, think_tags=config.routing.think_tags)
+    asked = fresh(options, turn)
     with own_engine("small", small) as core:
 
         def solver(*, streamed: bool) -> Callable[[Question], Awaitable[Solved]]:
@@ -118,28 +142,30 @@ async def engine(config: AppConfig, options: argparse.Namespace) -> list[Row]:
 
             return solve
 
-        return [
-            await measured("engine", solver(streamed=streamed), options, streamed=streamed)
+        return {
+            ("engine", streamed): await measured(
+                _label("engine", turn, streamed=streamed), solver(streamed=streamed), asked, options
+            )
             for streamed in (False, True)
-        ]
+        }
 
 
-async def served(url: str, config: AppConfig, options: argparse.Namespace) -> list[Row]:
+async def served(url: str, config: AppConfig, options: argparse.Namespace, turn: int) -> Taken:
     """This system over HTTP."""
     limits = Limits(ALL_EASY, config.limits.step_tokens, 0, 0)
     ask = Ask(limits, options.max_tokens or config.limits.max_tokens, False, lambda _model, _question: "", True)
-    timeout = aiohttp.ClientTimeout(total=None)
+    asked, timeout = fresh(options, turn), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
-        return [
-            await measured(
-                name,
+        return {
+            (name, streamed): await measured(
+                _label(name, turn, streamed=streamed),
                 system(http, {"small": url}, replace(ask, stream=streamed)).solve,
+                asked,
                 options,
-                streamed=streamed,
             )
             for streamed in (False, True)
             for name, system in SYSTEMS.items()
-        ]
+        }
 
 
 @contextmanager
@@ -154,13 +180,12 @@ def paced(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def shown(rows: Sequence[Row]) -> str:
-    bare = {one.streamed: one.tokens_per_s for one in rows if one.system == "engine"}
     cells = [
         (
             one.system,
             "streamed" if one.streamed else "whole",
             f"{one.tokens_per_s:.0f}",
-            f"{one.tokens_per_s / bare[one.streamed]:.2f}",
+            f"{one.of_engine:.2f}",
             f"{one.client_cores:.2f}",
             f"{one.cores:.2f}",
         )
@@ -190,18 +215,17 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     config = settings_of(options.profile)
-    if options.paced:
-        pace = 1000.0 * options.clients / options.token_ms
-        rows = [Row("engine", streamed, pace, 0.0, 0.0) for streamed in (False, True)]
-        with paced(options) as profile, serving(None, profile, options.port) as url:
-            rows += asyncio.run(served(url, config, options))
-    else:
-        rows = asyncio.run(engine(config, options))
-        with serving(None, options.profile, options.port) as url:
-            rows += asyncio.run(served(url, config, options))
-    print(shown(rows))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    pace = 1000.0 * options.clients / options.token_ms if options.paced else None
+    taken: list[Taken] = []
+    with paced(options) if options.paced else nullcontext(options.profile) as profile:
+        for turn in range(options.rounds):
+            bare = {} if options.paced else asyncio.run(engine(config, options, turn))
+            with serving(None, profile, options.port) as url:
+                taken.append(bare | asyncio.run(served(url, config, options, turn)))
+            if options.json:  # each time, for a run that does not come to its end
+                told = [asdict(one) for one in rows(taken, pace=pace)]
+                options.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(shown(rows(taken, pace=pace)))
 
 
 if __name__ == "__main__":

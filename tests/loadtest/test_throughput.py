@@ -5,7 +5,7 @@ import yaml
 
 from loadtest.questions import Question
 from loadtest.systems import Solved
-from loadtest.throughput import Row, measured, paced, read_options, row, shown
+from loadtest.throughput import Row, Taken, fresh, measured, paced, read_options, rows, shown
 from loadtest.versus import Round
 
 
@@ -14,18 +14,23 @@ def a_round(tokens: int, client_s: float) -> Round:
 
 
 def test_a_row_is_the_median_of_its_rounds() -> None:
-    found = row("small", [a_round(100, 0.2), a_round(300, 0.6), a_round(200, 0.4)], streamed=True)
-    assert found == Row("small", True, 100.0, 0.2, 0.7)
+    told = [a_round(100, 0.2), a_round(300, 0.6), a_round(200, 0.4)]
+    taken: list[Taken] = [{("small", True): one} for one in told]
+    assert rows(taken, pace=400.0)[-1] == Row("small", True, 100.0, 0.25, 0.2, 0.7)
 
 
-def test_a_system_is_compared_with_the_engine_that_replied_the_same_way() -> None:
-    rows = [
-        Row("engine", False, 1000.0, 0.1, 1.1),
-        Row("engine", True, 500.0, 0.1, 1.1),
-        Row("glimpse", False, 500.0, 0.1, 2.0),
-        Row("glimpse", True, 400.0, 0.1, 2.0),
+def test_a_share_is_of_the_engine_of_the_same_round_that_replied_the_same_way() -> None:
+    engines, others = [(200, 100), (1000, 500), (400, 200)], [(100, 80), (600, 300), (200, 180)]
+    taken: list[Taken] = [
+        {
+            ("engine", False): a_round(whole, 0.1),
+            ("engine", True): a_round(streamed, 0.1),
+            ("glimpse", False): a_round(mine, 0.1),
+            ("glimpse", True): a_round(mine_streamed, 0.1),
+        }
+        for (whole, streamed), (mine, mine_streamed) in zip(engines, others, strict=True)
     ]
-    shares = [line.split("|")[4].strip() for line in shown(rows).splitlines()[2:]]
+    shares = [line.split("|")[4].strip() for line in shown(rows(taken)).splitlines()[2:]]
     assert shares == ["1.00", "1.00", "0.50", "0.80"]
 
 
@@ -36,10 +41,11 @@ async def test_no_problem_is_asked_twice() -> None:
         asked.append(question.text)
         return Solved(0.0, None, 10, 0, 0, "")
 
-    options = read_options(["--clients", "2", "--each", "3", "--rounds", "2"])
-    found = await measured("engine", solve, options, streamed=False)
-    assert found.tokens_per_s > 0
-    assert len(asked) == len(set(asked)) == 2 + 2 * 2 * 3
+    options = read_options(["--clients", "2", "--each", "3"])
+    questions = fresh(options, 0)
+    for _ in range(6):
+        assert len((await measured("small", solve, questions, options)).solved) == 6
+    assert len(asked) == len(set(asked)) == 6 * (2 + 2 * 3)
 
 
 def test_the_stand_in_is_told_its_pace() -> None:
