@@ -88,11 +88,13 @@ class Paper(System):
         prompts = {model: self._ask.prompts(model, question) for model in MODELS}
         began, first = time.perf_counter(), None
         client = PaperClient(self._complete, prompts, self._ask.limits, thinks=self._ask.thinks)
-        while await client.step():
+        more = True
+        while more:
+            more = await client.step()
             first = first or time.perf_counter() - began
         await client.conclude()
         took = time.perf_counter() - began
-        return Solved(took, first or took, client.tokens, client.large_tokens, len(client.steps), client.text)
+        return Solved(took, first, client.tokens, client.large_tokens, len(client.steps), client.text)
 
     async def _complete(self, model: Model, body: Mapping[str, object]) -> Mapping[str, Any]:
         return await self._post(f"{self._urls[model]}/v1/completions", body)

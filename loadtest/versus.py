@@ -101,11 +101,13 @@ def figures(one: Round) -> dict[str, float | None]:
     }
 
 
-def row(system: str, clients: int, rounds: Sequence[Round]) -> dict[str, Any]:
-    """What is reported of a system at so many clients."""
+def row(system: str, clients: int, rounds: Sequence[Round], *, asked: int = 1) -> dict[str, Any]:
+    """What is reported of a system at so many clients. asked: how often each problem was, over all rounds; an interval
+    is over different problems."""
     each_round = [figures(one) for one in rounds]
     solved = [each for one in rounds for each in one.solved]
-    accuracy = share(sum(sum(one.right) for one in rounds), len(solved))
+    different = len(solved) // asked
+    accuracy = share(round(sum(sum(one.right) for one in rounds) / asked), different)
     tokens = max(1, sum(each.tokens for each in solved))
     spent = Counter[str]()
     for one in rounds:
@@ -117,7 +119,7 @@ def row(system: str, clients: int, rounds: Sequence[Round]) -> dict[str, Any]:
         "accuracy": accuracy.value,
         "large_token_share": sum(each.large_tokens for each in solved) / tokens,
         "accuracy_interval": [accuracy.low, accuracy.high],
-        "problems": len(solved),
+        "problems": different,
         "each_round": each_round,
         "each_problem": [[outcome(*each) for each in zip(one.solved, one.right, strict=True)] for one in rounds],
         "cpu_s_per_1k_tokens_by_process": {kind: 1000.0 * seconds / tokens for kind, seconds in sorted(spent.items())},
@@ -211,7 +213,8 @@ def started(system: str, config: AppConfig, options: argparse.Namespace) -> Iter
 
 def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
     """For each number of clients the problems of every measurement. Those of the generator are all different, so that
-    none is found in a cache, and so are a file's within a round; each round has them again, for every system alike."""
+    none is found in a cache, and so are a file's within a round. Each round, whose systems start anew, has them again.
+    """
     measurements: dict[int, list[list[Question]]] = {}
     stop = 0
     for n, clients in enumerate(options.clients):
@@ -219,8 +222,6 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
         if options.data is None:
             made = generated(options.seed + n, count * options.rounds * options.repeats)
             measurements[clients] = [made[i : i + count] for i in range(0, len(made), count)]
-        elif options.repeats == 1:
-            measurements[clients] = [from_file(options.data, options.problems and count, BOXED)] * options.rounds
         else:
             start, stop = stop, stop + options.repeats * count
             read = from_file(options.data, stop, BOXED)[start:]
@@ -288,6 +289,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = made.parse_args(arguments)
     if options.problems and len(options.problems) not in (1, len(options.clients)):
         made.error("--problems: one number, or one for each of --clients")
+    if options.url and options.data and options.rounds > 1:
+        made.error(
+            "--url with --data: a system that is not started anew knows the problems in a second round: --rounds 1"
+        )
     return options
 
 
@@ -319,7 +324,10 @@ def main() -> None:
             with started(system, config, options) as urls:
                 for clients, done in asyncio.run(measured(system, urls, ask, options, turn)).items():
                     taken[system, clients] += done
-            rows = [row(system, clients, rounds) for (system, clients), rounds in taken.items()]
+            rows = [
+                row(system, clients, rounds, asked=len(rounds) // options.repeats if options.data else 1)
+                for (system, clients), rounds in taken.items()
+            ]
             if options.json:  # each time, for a run that does not come to its end
                 options.json.write_text(json.dumps(saved(rows, ask, options), indent=1) + "\n")
     print(shown(rows))

@@ -75,6 +75,23 @@ def test_a_files_problems_are_all_different_in_a_round_and_the_same_in_the_next(
     texts = [question.text for one in alone[:3] + both[:3] for question in one]
     assert len(set(texts)) == len(texts) == 18
     assert alone[:3] == alone[3:]
+    alone, both = problems(read_options([*asked[:6], "--problems", "2,4"])).values()
+    assert alone == [alone[0]] * 2
+    assert not {question.text for question in alone[0]} & {question.text for question in both[0]}
+
+
+def test_an_interval_is_over_different_problems() -> None:
+    rounds = [Round((solved(1.0),) * 4, (True, True, True, False), 1.0, None)] * 3
+    told, new = row("ours", 1, rounds, asked=3), row("ours", 1, rounds)
+    assert (told["problems"], told["accuracy"]) == (4, new["accuracy"]) == (4, 0.75)
+    assert told["accuracy_interval"] == row("ours", 1, rounds[:1])["accuracy_interval"]
+    assert told["accuracy_interval"][0] < new["accuracy_interval"][0]
+
+
+def test_a_running_system_is_not_asked_a_files_problems_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options(["--url", "http://127.0.0.1:1", "--data", "x.jsonl"])
+    assert "--rounds 1" in capsys.readouterr().err
 
 
 def test_numbers_of_problems_are_one_for_all_or_one_for_each(capsys: pytest.CaptureFixture[str]) -> None:
