@@ -89,12 +89,13 @@ async def worked(piece: Piece, load: Load) -> tuple[Work, float]:
     return Work(sum(one.steps for one in done), sum(one.tokens for one in done)), time.perf_counter() - began
 
 
-async def measured(layer: str, piece: Piece, load: Load, *, paced: bool) -> dict[str, Any]:
+async def measured(layer: str, piece: Piece, load: Load, *, paced: bool, count_cpu: bool = True) -> dict[str, Any]:
     """One row, after a round that fills the prefix cache."""
     await asyncio.gather(*(piece(n * 1000) for n in range(load.clients)))
     before = Spent.now()
     done, seconds = await worked(piece, load)
-    return row(layer, Spent.now().since(before), done, seconds, load, paced=paced)
+    spent = Spent.now().since(before) if count_cpu else None
+    return row(layer, spent, done, seconds, load, paced=paced)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +121,20 @@ class Spent:
         return spent
 
 
-def row(layer: str, cpu_s: dict[str, float], done: Work, seconds: float, load: Load, *, paced: bool) -> dict[str, Any]:
-    """The figures of one measurement. cpu_s: by kind of process."""
+def row(
+    layer: str, cpu_s: dict[str, float] | None, done: Work, seconds: float, load: Load, *, paced: bool
+) -> dict[str, Any]:
+    """The figures of one measurement. cpu_s: by kind of process, None where they are not this command's own."""
     left_out = {FORWARD, "client"} if layer == "stack" else {FORWARD}
     steps = max(1, done.steps)
-    by_kind = {kind: 1000.0 * spent / steps for kind, spent in sorted(cpu_s.items())}
+    by_kind = {kind: 1000.0 * spent / steps for kind, spent in sorted((cpu_s or {}).items())}
+    per_step = sum(spent for kind, spent in by_kind.items() if kind not in left_out)
     return {
         "layer": layer,
         "paced": paced,
         "clients": load.clients,
         "prefix_tokens": load.prefix_tokens,
-        "cpu_ms_per_step": sum(spent for kind, spent in by_kind.items() if kind not in left_out),
+        "cpu_ms_per_step": None if cpu_s is None else per_step,
         "steps_per_s": done.steps / seconds,
         "tokens_per_s": done.tokens / seconds,
         "cpu_ms_per_step_by_process": by_kind,
@@ -304,7 +308,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
             one["layer"] + (" (paced)" if one["paced"] else ""),
             str(one["clients"]),
             str(one["prefix_tokens"]),
-            f"{one['cpu_ms_per_step']:.2f}",
+            "–" if one["cpu_ms_per_step"] is None else f"{one['cpu_ms_per_step']:.2f}",
             f"{one['steps_per_s']:.0f}",
             f"{one['tokens_per_s']:.0f}",
             ", ".join(f"{kind} {ms:.2f}" for kind, ms in one["cpu_ms_per_step_by_process"].items() if ms >= 0.05),
@@ -332,17 +336,21 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.layers = options.layers or [layer for layer in LAYERS if not (options.paced and layer == "engine")]
     if options.paced and "engine" in options.layers:
         made.error("the stand-in is no engine to try by itself: leave engine out of --layers")
+    if options.paced and options.url:
+        made.error("--url: that server has its own engines, the stand-in needs one of this command's own")
     return options
 
 
 async def each_load(
     layer: str, opened: AbstractAsyncContextManager[Callable[[Load], Piece]], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    rows = []
+    rows, own = [], options.url is None  # a server that was there before is not below this process
     async with opened as pieces:
         for prefix_tokens, clients in product(options.prefixes, options.clients):
             load = Load(clients, prefix_tokens, options.seconds, options.step_tokens)
-            rows.append(await measured(layer, pieces(load), load, paced=options.paced))
+            rows.append(
+                await measured(layer, pieces(load), load, paced=options.paced, count_cpu=own or layer == "engine")
+            )
             print(shown(rows[-1:]).rpartition("\n")[2], file=sys.stderr)
     return rows
 

@@ -37,6 +37,12 @@ def test_the_forward_pass_is_left_out_and_so_are_the_clients_of_the_stack() -> N
     assert "30.00" in shown([told])
 
 
+def test_the_cpu_time_of_a_server_of_others_is_not_told() -> None:
+    told = row("stack", None, Work(steps=100, tokens=2400), 10.0, LOAD, paced=False)
+    assert (told["cpu_ms_per_step"], told["steps_per_s"]) == (None, 10.0)
+    assert "–" in shown([told])
+
+
 async def test_clients_work_until_the_time_is_up() -> None:
     async def piece(n: int) -> Work:
         return Work(2, 10)
