@@ -146,9 +146,9 @@ class Client:
     async def _send(
         self, method: str, path: str, body: Mapping[str, object] | None, headers: Mapping[str, str] | None = None
     ) -> tuple[dict[str, Any], float]:
-        """The JSON and the seconds it took; a busy server is asked again."""
+        """The JSON and the seconds from asking for it first; a busy server is asked again."""
+        began = time.perf_counter()
         for attempt in range(1, ATTEMPTS + 1):
-            began = time.perf_counter()
             try:
                 response = await self._http.request(method, path, json=body, headers=headers)
             except httpx.HTTPError as error:

@@ -102,8 +102,11 @@ class Client(User):
 
     def on_stop(self) -> None:
         # What is under way was due within the run, so it counts.
-        self.under_way.join(timeout=self.environment.stop_timeout or 60.0)
-        self.http.close()
+        try:
+            self.under_way.join(timeout=self.environment.stop_timeout or 60.0)
+        finally:  # --stop-timeout ends this wait as well
+            self.under_way.kill()
+            self.http.close()
 
     def ask(self, asked: Asked, due: float) -> None:
         seen, length = Observed(), 0
@@ -127,6 +130,8 @@ class Client(User):
                 seen.whole(json.loads(whole))
         except Exception as error:  # whatever goes wrong is a failed request, and the others go on
             failure = error
+        except gevent.GreenletExit:
+            failure = TimeoutError("it had no end when the run was over")
         if failure is None and not seen.complete:
             failure = RuntimeError(seen.error or "the stream broke off")
         self.tell(asked.tenant.name, asked.kind, time.perf_counter() - due, length=length, failure=failure)

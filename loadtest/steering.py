@@ -27,6 +27,7 @@ from loadtest.offered import body, poisson
 from loadtest.overload import percentile
 from loadtest.questions import Question, generated
 from loadtest.table import table
+from loadtest.traffic import REFUSED
 from router.answers import extract
 
 
@@ -51,6 +52,7 @@ class Level:
     offered: float
     answered: int
     refused: int
+    failed: int
     p50_s: float | None
     p95_s: float | None
     right: float
@@ -90,7 +92,8 @@ def level(offered: float, replies: Sequence[Reply], *, controller: bool) -> Leve
         controller=controller,
         offered=offered,
         answered=len(answered),
-        refused=sum(reply.status in (429, 503) for reply in replies),
+        refused=sum(reply.status in REFUSED for reply in replies),
+        failed=sum(reply.status not in (200, *REFUSED) for reply in replies),
         p50_s=percentile(took, 50),
         p95_s=percentile(took, 95),
         right=right.value,
@@ -126,7 +129,19 @@ def shown(levels: Sequence[Level]) -> str:
     def seconds(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    heads = ["", "offered/s", "answered", "refused", "p50 s", "p95 s", "right", "95 %", "by large", "threshold"]
+    heads = [
+        "",
+        "offered/s",
+        "answered",
+        "refused",
+        "failed",
+        "p50 s",
+        "p95 s",
+        "right",
+        "95 %",
+        "by large",
+        "threshold",
+    ]
     return table(
         heads,
         [
@@ -135,6 +150,7 @@ def shown(levels: Sequence[Level]) -> str:
                 f"{one.offered:g}",
                 str(one.answered),
                 str(one.refused),
+                str(one.failed),
                 seconds(one.p50_s),
                 seconds(one.p95_s),
                 f"{one.right:.1%}",
