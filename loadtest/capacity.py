@@ -126,8 +126,9 @@ def hop_s(alone_s: float, alone: Sequence[Trace], paces: dict[Model, Pace]) -> f
 def needed(
     system: System, traces: Sequence[Trace], users: int, options: argparse.Namespace
 ) -> tuple[dict[Model, int], Simulated]:
-    """The fewest replicas with which `users` keep within --p95-s: whichever pool is fuller gets the next one."""
-    replicas = {model: _at_least(system, traces, users, model, options.think_s) for model in MODELS}
+    """Few replicas with which `users` keep within --p95-s: whichever pool is fuller gets one more, or a thirtieth."""
+    cycle_s = options.think_s + options.p95_s
+    replicas = {model: _at_least(system, traces, model, users / cycle_s) for model in MODELS}
     limit = {model: n + users for model, n in replicas.items()}
     with tqdm(desc=f"{users} users", unit=" tried", leave=False) as progress:
         while True:
@@ -146,16 +147,14 @@ def needed(
                 raise MeasuringError(
                     f"no number of replicas keeps p95 within {options.p95_s:g} s: engines are too slow"
                 )
-            replicas[fuller] += max(1, replicas[fuller] // 8)
+            replicas[fuller] += max(1, replicas[fuller] // 30)
 
 
-def _at_least(system: System, traces: Sequence[Trace], users: int, model: Model, think_s: float) -> int:
+def _at_least(system: System, traces: Sequence[Trace], model: Model, requests_per_s: float) -> int:
     """Replicas that could bear the load if it came evenly."""
     pace = system.paces[model]
     tokens = fmean(sum(hop.tokens for hop in trace if hop.pool == model) for trace in traces)
-    alone = fmean(sum(system.paces[hop.pool].alone_s(hop) for hop in trace) for trace in traces)
-    wanted = users * tokens / (think_s + alone)
-    return max(1, math.ceil(wanted * pace.iteration_s(pace.places) / pace.places))
+    return max(1, math.ceil(requests_per_s * tokens * pace.iteration_s(pace.places) / pace.places))
 
 
 def compared(system: System, told: dict[str, Any], options: argparse.Namespace) -> list[tuple[str, float, float]]:
