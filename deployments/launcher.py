@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -101,7 +102,7 @@ class Plan:
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def read_plan(profile: Path, host: str | None = None, port: int | None = None, verbose: bool = False) -> Plan:
@@ -189,15 +190,14 @@ def supervise(plan: Plan, parent: int | None = None) -> int:
     lifeline.adopt_orphans()
     if parent is not None:
         lifeline.end_with(parent, signal.SIGTERM)
-    command = [
-        sys.executable,
-        "-m",
-        "deployments.launcher",
-        json.dumps(asdict(replace(plan, supervisor=os.getpid()))),
-    ]
+    command = [sys.executable, "-m", "deployments.launcher"]
     # A process group of its own, or Ctrl-C would hit Ray's processes at the same time as us.
     environment = ENVIRONMENT | (tracing.SERVE_ENVIRONMENT if tracing.endpoint() else {}) | os.environ
-    starter = subprocess.Popen(command, env=environment, process_group=0)
+    starter = subprocess.Popen(command, env=environment, process_group=0, stdin=subprocess.PIPE, text=True)
+    assert starter.stdin is not None
+    # Not as an argument: a plan may hold the database's password.
+    with suppress(BrokenPipeError), starter.stdin as pipe:
+        pipe.write(json.dumps(asdict(replace(plan, supervisor=os.getpid()))))
     asked = 0
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -339,7 +339,7 @@ def end(status: int, logs: Path) -> NoReturn:
 
 
 def main() -> NoReturn:
-    plan = Plan(**json.loads(sys.argv[1]))
+    plan = Plan(**json.load(sys.stdin))
     listen_for_stop()
     status = 1
     # Short, because Ray puts sockets into it and a socket's path has at most 107 characters.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import yaml
 
 from deployments import launcher
 from deployments.progress import StartError, root_cause
+from router.tenancy.settings import loopback
 
 GLIMPROUTER = [sys.executable, "-m", "deployments.cli"]
 
@@ -76,6 +78,8 @@ def test_profiles_that_come_along_are_serve_config_files(profile: Path) -> None:
 
     schema = ServeDeploySchema.model_validate(yaml.safe_load(profile.read_text()))
     assert [application.name for application in schema.applications] == ["glimpse"]
+    behind_a_gateway = profile.stem.endswith("-cluster")
+    assert loopback(schema.http_options.host) is not behind_a_gateway, "or `serve run` would start no router"
 
 
 def test_host_and_port_given_win_over_the_profiles_which_win_over_the_defaults(tmp_path: Path) -> None:
@@ -87,6 +91,7 @@ def test_host_and_port_given_win_over_the_profiles_which_win_over_the_defaults(t
     assert (plan.host, plan.port, plan.url) == ("0.0.0.0", 9001, "http://127.0.0.1:9001")
     plan = launcher.read_plan(profile, host="127.0.0.1", port=9002)
     assert (plan.host, plan.port) == ("127.0.0.1", 9002)
+    assert launcher.read_plan(profile, host="::1").url == "http://[::1]:9001"
 
 
 def test_the_root_cause_of_a_traceback_is_its_last_error() -> None:
@@ -154,7 +159,8 @@ launcher.main()
 def test_a_shutdown_that_takes_too_long_is_cut_short_and_leaves_no_logs() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         plan = json.dumps(asdict(launcher.Plan("p", {}, supervisor=os.getpid())))
-        ended = subprocess.run([sys.executable, "-c", LATE, plan], env=os.environ | {"TMPDIR": folder}, timeout=30)
+        late = [sys.executable, "-c", LATE]
+        ended = subprocess.run(late, input=plan, text=True, env=os.environ | {"TMPDIR": folder}, timeout=30)
         assert ended.returncode == 0
         assert os.listdir(folder) == []
 
@@ -165,12 +171,20 @@ def test_importing_the_commands_costs_no_heavy_import() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_no_setting_of_the_environment_overrides_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+class Pipe(io.StringIO):
+    def close(self) -> None:
+        """What was written can still be read."""
+
+
+def test_what_the_starter_gets_is_no_secret_and_no_setting_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str] = {}
+    pipe = Pipe()
 
     class Starter:
-        def __init__(self, command: list[str], env: dict[str, str], process_group: int) -> None:
-            assert json.loads(command[-1])["supervisor"] == os.getpid()
+        stdin = pipe
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            assert "s3cret" not in " ".join(command), "every user of the machine sees that"
             seen.update(env)
 
         def wait(self) -> int:
@@ -181,6 +195,8 @@ def test_no_setting_of_the_environment_overrides_the_users(monkeypatch: pytest.M
     monkeypatch.setattr(launcher.lifeline, "adopt_orphans", lambda: None)
     monkeypatch.setattr(launcher.lifeline, "end_descendants", list)
     monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
-    assert launcher.supervise(launcher.Plan("p", {})) == 0
+    assert launcher.supervise(launcher.Plan("p", {"database": "postgresql://me:s3cret@host/x"})) == 0
+    told = json.loads(pipe.getvalue())
+    assert (told["supervisor"], told["config"]["database"]) == (os.getpid(), "postgresql://me:s3cret@host/x")
     assert seen["OMP_WAIT_POLICY"] == "active"
     assert seen["RAY_USAGE_STATS_ENABLED"] == "0"
