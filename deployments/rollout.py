@@ -21,6 +21,8 @@ APP = "deployments.app:build"
 DRAINED_S = 1.0
 """How often the old routers are asked; twice in a row none may have a request, as one can be on its way to them."""
 
+ANSWER_S = 10.0
+
 Say = Callable[[str], None]
 
 
@@ -31,7 +33,8 @@ def roll_out(plan: Plan, say: Say) -> None:
     live = {
         name: told
         for name, told in client.get_serve_details()["applications"].items()
-        if told["deployed_app_config"]["import_path"] == APP and told["route_prefix"] is not None
+        # None of those that were started by hand, or are on their way out.
+        if (told["deployed_app_config"] or {}).get("import_path") == APP and told["route_prefix"] is not None
     }
     if len(live) != 1:
         raise StartError(f"{len(live)} applications of ours are serving there; exactly one can be changed")
@@ -39,14 +42,15 @@ def roll_out(plan: Plan, say: Say) -> None:
     old = {key: value for key, value in told["deployed_app_config"].items() if value is not None}
     others = [one for one in plan.config["applications"] if one is not new]
     before, after = (AppConfig.read(one["args"]) for one in (old, new))
-    if before.fingerprint == after.fingerprint:
-        say(f"Updating {name} in place (pair {after.fingerprint})")
+    pair = _pair(name)
+    if pair == after.fingerprint:
+        say(f"Updating {name} in place (pair {pair})")
         _deploy(client, plan, [new | {"name": name}, *others])
         _wait_until_running(name, say)
         return
     route = told["route_prefix"]
     incoming = new | {"name": f"glimpse-{after.fingerprint}"}
-    say(f"Starting pair {after.fingerprint} beside {before.fingerprint}")
+    say(f"Starting pair {after.fingerprint} beside {pair}")
     try:
         _deploy(client, plan, [old, incoming | {"route_prefix": None}, *others])
         _wait_until_running(incoming["name"], say)
@@ -57,6 +61,7 @@ def roll_out(plan: Plan, say: Say) -> None:
     say(f"New requests go to {incoming['name']}; {name} ends those it has")
     _wait_until_drained(client, name, before.limits.deadline_s, say)
     _deploy(client, plan, [incoming | {"route_prefix": route}, *others])
+    _wait_until_gone(client, name)
     say(f"{name} is gone")
 
 
@@ -69,6 +74,19 @@ def _connect() -> Any:
         return _get_global_client(raise_if_no_controller_running=True)
     except RayServeException:
         raise StartError("Ray is up there, but no system is running on it") from None
+
+
+def _pair(name: str) -> str:
+    """The fingerprint that an application was started with: its folders may hold other weights by now."""
+    import ray
+    from ray import serve
+
+    try:
+        return str(serve.get_app_handle(name).pair.remote().result(timeout_s=ANSWER_S))
+    except (ray.exceptions.RayError, TimeoutError):
+        raise StartError(
+            f"no router of {name} answers; is it up? `glimprouter` can change a running one only"
+        ) from None
 
 
 def _ours(applications: list[dict[str, Any]], profile: str) -> dict[str, Any]:
@@ -108,6 +126,11 @@ def _wait_until_running(name: str, say: Say) -> None:
         time.sleep(0.5)
 
 
+def _wait_until_gone(client: Any, name: str) -> None:
+    while name in client.get_serve_details()["applications"]:
+        time.sleep(0.5)
+
+
 def _wait_until_drained(client: Any, name: str, deadline_s: float, say: Say) -> None:
     """Returns once none of the application's routers has a request, at the latest when all must have ended."""
     until, quiet, told = time.monotonic() + deadline_s, 0, -1
@@ -127,8 +150,10 @@ def _requests(routers: list[Mapping[str, Any]]) -> int:
     for router in routers:
         try:
             actor = ray.get_actor(router["actor_name"], namespace="serve")
-            ongoing: Any = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
+            ongoing: Any = ray.get(actor.get_num_ongoing_requests.remote(), timeout=ANSWER_S)
             left += int(ongoing)
+        except ray.exceptions.GetTimeoutError:
+            left += 1  # too busy to answer
         except (ValueError, ray.exceptions.RayActorError):
             continue  # it has ended since
     return left

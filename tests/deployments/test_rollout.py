@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from deployments import launcher, rollout
+from deployments.config import AppConfig
 from deployments.progress import StartError
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,7 @@ class Cluster:
         self.deployed: list[list[tuple[str, str | None]]] = []
         self.configs: list[Any] = []
         self.running = [application]
+        self.others: dict[str, Any] = {}
 
     def get_serve_details(self) -> dict[str, Any]:
         told = {
@@ -30,7 +32,7 @@ class Cluster:
             }
             for one in self.running
         }
-        return {"applications": told}
+        return {"applications": told | self.others}
 
     def deploy_apps(self, config: Any) -> None:
         self.configs.append(config)
@@ -49,6 +51,8 @@ def cluster(plan: launcher.Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(rollout, "_connect", lambda: cluster)
     monkeypatch.setattr(rollout, "_wait_until_running", lambda name, say: None)
     monkeypatch.setattr(rollout, "DRAINED_S", 0.0)
+    started = AppConfig.read(cluster.running[0]["args"]).fingerprint
+    monkeypatch.setattr(rollout, "_pair", lambda name: started)
     return cluster
 
 
@@ -78,6 +82,20 @@ def test_a_new_pair_gets_the_route_only_beside_the_old_one_and_the_old_one_goes_
     assert (old, route, none) == ("glimpse", "/", None)
     assert switched == [(old, None), (new, "/")]
     assert left == [(new, "/")]
+
+
+def test_other_weights_in_the_same_folders_are_another_pair(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "_pair", lambda name: "0123456789abcdef")
+    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    assert [len(applications) for applications in cluster.deployed] == [2, 2, 1]
+
+
+def test_an_application_that_was_started_by_hand_is_none_of_ours(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.others = {"theirs": {"deployed_app_config": None, "route_prefix": "/theirs", "deployments": {}}}
+    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    assert cluster.deployed == [[("glimpse", "/")]]
 
 
 def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
