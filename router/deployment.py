@@ -129,6 +129,15 @@ def ingress(settings: Settings) -> type:
             """Called by Serve on the event loop, from the start on: what runs beside requests begins here."""
             self.tenancy.start()
 
+        async def pair(self) -> str:
+            """The fingerprint of the models that it was started with, which may have changed on disk since."""
+            return self.router.pair.fingerprint
+
+        async def __del__(self) -> None:
+            """Called by Serve when the router's last request has ended."""
+            if (tenancy := getattr(self, "tenancy", None)) is not None:
+                await tenancy.stop()
+
         def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
             tuning = Tuning.model_validate(user_config or {})
             defaults = replace(settings.defaults, **tuning.model_dump(exclude_none=True))

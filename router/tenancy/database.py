@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONNECT_S = 3
 STATEMENT_MS = 15_000
+PATIENCE = {
+    "connect_timeout": CONNECT_S,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+"""With a server that is not heard of any more, for which the system's own timeouts are a quarter of an hour
+(https://www.postgresql.org/docs/current/libpq-connect.html)."""
+
+ANSWER_S = 3.0
+"""What requests wait for may take so long."""
+
 UPGRADE_LOCK = 0x676C696D70  # PostgreSQL's advisory locks are numbers; any one will do
 
 
@@ -36,7 +58,7 @@ def connect(url: str) -> Engine:
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             pool_size=4,
-            connect_args={"connect_timeout": CONNECT_S, "options": f"-c statement_timeout={STATEMENT_MS}"},
+            connect_args=PATIENCE | {"options": f"-c statement_timeout={STATEMENT_MS}"},
             hide_parameters=True,
         )
     raise DatabaseError(f"{backend}: not a supported database: use sqlite:///FILE or postgresql://HOST/NAME")
@@ -44,7 +66,10 @@ def connect(url: str) -> Engine:
 
 def _sqlite(url: URL) -> Engine:
     file = Path(str(url.database)).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise told(error) from error
     engine = create_engine(
         url.set(drivername="sqlite", database=str(file)), connect_args={"timeout": CONNECT_S}, hide_parameters=True
     )
@@ -60,7 +85,8 @@ def _sqlite(url: URL) -> Engine:
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema up to date; of several that try, one does it. Raises `DatabaseError`."""
+    """Bring the schema up to date; of several that try, one does it. One that is newer than this version stays as it
+    is: newer versions only add to it. Raises `DatabaseError`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
@@ -68,6 +94,9 @@ def upgrade(engine: Engine) -> None:
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": UPGRADE_LOCK})
             config.attributes["connection"] = connection
+            if unknown := _unknown_revision(config, connection):
+                log.warning("the database's schema (%s) is newer than this version", unknown)
+                return
             command.upgrade(config, "head")
     except (SQLAlchemyError, OSError) as error:
         raise told(error) from error
@@ -79,8 +108,21 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
-    except (DBAPIError, NoSuchModuleError) as error:
+    except SQLAlchemyError as error:
         raise told(error) from error
+
+
+async def answered(ask: Callable[..., T], *arguments: Any) -> T:
+    """What a call comes to that requests wait for. Raises `DatabaseError` as well where it takes too long: a server
+    that hangs holds up the few threads that there are for such calls, and nothing else."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.get_running_loop().run_in_executor(_threads, ask, *arguments)
+    except TimeoutError:
+        raise DatabaseError(f"the database can't be used: no answer within {ANSWER_S:g} s") from None
+
+
+_threads = ThreadPoolExecutor(4, "database")
 
 
 def told(error: Exception) -> DatabaseError:
@@ -88,6 +130,12 @@ def told(error: Exception) -> DatabaseError:
     cause = getattr(error, "orig", None) or error
     line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     return DatabaseError(f"the database can't be used: {line}")
+
+
+def _unknown_revision(config: Config, connection: Connection) -> str | None:
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    at = MigrationContext.configure(connection).get_current_revision()
+    return at if at is not None and at not in known else None
 
 
 def _alone(engine: Engine) -> Any:

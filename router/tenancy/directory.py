@@ -104,12 +104,14 @@ class Directory:
     def list_tenants(self) -> dict[str, Policy]:
         with transaction(self._engine) as connection:
             rows = connection.execute(select(tenants.c.id, tenants.c.policy).order_by(tenants.c.id))
-            return {row.id: Policy.model_validate(row.policy) for row in rows}
+            return {row.id: _known(row.policy) for row in rows}
 
     def _put(self, connection: Connection, tenant: str, policy: Policy, *, known: bool = False) -> None:
         kept = policy.model_dump(mode="json", exclude_defaults=True)
         if known:
-            connection.execute(update(tenants).where(tenants.c.id == tenant).values(policy=kept))
+            before = connection.execute(select(tenants.c.policy).where(tenants.c.id == tenant)).scalar_one()
+            newer = {name: value for name, value in before.items() if name not in Policy.model_fields}
+            connection.execute(update(tenants).where(tenants.c.id == tenant).values(policy=newer | kept))
             return
         if not NAME.fullmatch(tenant):
             raise Unknown(f"{tenant[:80]!r} can't name a tenant: up to 63 of a-z, 0-9, '.', '_' and '-'")
@@ -137,4 +139,9 @@ def _read(row: Any) -> Key:
 
 def _policy(connection: Connection, tenant: str) -> Policy | None:
     row = connection.execute(select(tenants.c.policy).where(tenants.c.id == tenant)).first()
-    return None if row is None else Policy.model_validate(row.policy)
+    return None if row is None else _known(row.policy)
+
+
+def _known(policy: Mapping[str, Any]) -> Policy:
+    """What this version knows of a policy that a newer one may have set."""
+    return Policy.model_validate({name: value for name, value in policy.items() if name in Policy.model_fields})

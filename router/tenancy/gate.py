@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import time
@@ -19,7 +18,7 @@ from router.api import errors
 from router.observation import OPERATIONS, known, refused
 from router.request import Refusal
 from router.tenancy import keys
-from router.tenancy.database import DatabaseError
+from router.tenancy.database import DatabaseError, answered
 from router.tenancy.directory import Directory, Key
 from router.tenancy.fairness import busy
 from router.tenancy.tenant import ANYONE, Caller, Policy
@@ -104,7 +103,7 @@ class Gate:
         if known is not None and now - known.at < self._cache_s:
             return known.found
         try:
-            found = await asyncio.to_thread(self._directory.find, id)
+            found = await answered(self._directory.find, id)
         except DatabaseError as error:
             if known is not None and known.found is not None and now - known.at < STALE_S:
                 return known.found

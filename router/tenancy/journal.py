@@ -39,8 +39,10 @@ class Journal:
         if self._open < 0:
             path = self._folder / f"{self.name}-{self._number:09}{SEGMENT}"
             self._open = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        line = entry.line()
+        line, before = entry.line(), os.lseek(self._open, 0, os.SEEK_END)
         if os.write(self._open, line) != len(line):
+            # Half a line would take the next one with it.
+            os.ftruncate(self._open, before)
             raise OSError(f"the journal in {self._folder} is full")
         self._unsynced = True
 

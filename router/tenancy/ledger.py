@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -52,9 +52,10 @@ class Entry:
 
     @classmethod
     def read(cls, line: bytes) -> Entry:
-        """Raises `ValueError` for what is not a whole line."""
+        """Raises `ValueError` for what is not a whole line. An earlier version's may lack what came later."""
         told = json.loads(line)
-        if not isinstance(told, dict) or told.keys() != {field.name for field in fields(cls)}:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(told, dict) or not needed <= told.keys() <= {field.name for field in fields(cls)}:
             raise ValueError("not an entry")
         return cls(**told | {name: told[name] and datetime.fromisoformat(told[name]) for name in MOMENTS})
 

@@ -1,8 +1,8 @@
 """Prices, and monthly budgets.
 
 What a tenant spent is read from the ledger now and then, for all routers; in between, each router adds what it
-finished itself and what its running requests may yet come to. So a budget is exact for one router, and for several
-may be overrun by what the others finished within the last seconds.
+finished itself and what its running requests may yet come to. So a budget is exact for one router; of several, each
+may give away what is left of it, until what the others' requests come to is in the ledger.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from router.request import Model, ModelUsage, Refusal
-from router.tenancy.database import DatabaseError
+from router.tenancy.database import DatabaseError, answered
 from router.tenancy.ledger import Ledger
 from router.tenancy.settings import Price
 from router.tenancy.tenant import Caller
@@ -71,11 +71,11 @@ class Account:
 class Budgets:
     """Monthly budgets.
 
-    ledger: what was spent. lag_s: how long a finished request may take to be in the ledger.
+    ledger: what was spent. delivered: until when finished requests are in it, in seconds of the monotonic clock.
     """
 
-    def __init__(self, ledger: Ledger, *, lag_s: float) -> None:
-        self._ledger, self._lag_s = ledger, lag_s
+    def __init__(self, ledger: Ledger, *, delivered: Callable[[], float]) -> None:
+        self._ledger, self._delivered = ledger, delivered
         self._accounts: dict[str, Account] = {}
         self._finished: dict[str, list[tuple[float, Bill]]] = {}
         self._reading: dict[str, asyncio.Lock] = {}
@@ -115,18 +115,17 @@ class Budgets:
             known = self._accounts.get(tenant)
             if known is not None and known.month == month and time.monotonic() - known.at < FRESH_S:
                 return known
-            began = time.monotonic()
+            began, delivered = time.monotonic(), self._delivered()
             try:
-                read = Bill(*await asyncio.to_thread(self._ledger.spent, tenant, month))
+                read = Bill(*await answered(self._ledger.spent, tenant, month))
             except DatabaseError as error:
                 if known is not None:
                     log.warning("a budget could not be read: %s", error)
                     return known
                 message = "Budgets can't be read at present; try again."
                 raise Refusal(message, status=503, code="budgets_unavailable", retry_after_s=2.0) from error
-            # What finished shortly before may not have been in the ledger yet: counted twice for a moment rather
-            # than not at all.
-            recent = [one for one in self._finished.get(tenant, []) if began - one[0] < self._lag_s]
+            # What finished after that may be in the ledger already: counted twice for a moment rather than not at all.
+            recent = [one for one in self._finished.get(tenant, []) if one[0] >= delivered]
             self._finished[tenant] = recent
             since = sum((bill for _, bill in recent), start=Bill())
             if known is None:

@@ -71,9 +71,8 @@ class Tenancy:
             crowded=crowded,
         )
         ledger, journal = Ledger(engine), Journal(access.journal_folder)
-        # A delivery may take a moment beside the wait for it.
-        budgets = Budgets(ledger, lag_s=3 * access.delivery_s + 1)
         delivery = Delivery(journal, ledger, access.delivery_s)
+        budgets = Budgets(ledger, delivered=lambda: delivery.until)
         accounts = Accounts(ledger, budgets, journal, delivery, Comparisons(engine, access.prices))
         return cls(gate, limits, queue, access.prices, accounts)
 
@@ -85,6 +84,11 @@ class Tenancy:
         """Begin delivering accounts. Once the event loop runs; again does nothing."""
         if self.accounts is not None:
             self.accounts.delivery.start()
+
+    async def stop(self) -> None:
+        """Deliver what is left of them."""
+        if self.accounts is not None:
+            await self.accounts.delivery.stop()
 
     async def reserve(self, caller: Caller, most: Bill) -> None:
         """Set aside what a request may come to in its tenant's budget. Raises a `Refusal`."""

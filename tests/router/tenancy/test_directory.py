@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -58,6 +59,24 @@ def test_a_key_leads_to_its_tenant_and_policy(directory: Directory) -> None:
     assert keys.same(kept.digest, key.text)
     assert policy == Policy(requests_per_minute=60, models=frozenset({"small"}))
     assert directory.find("0" * 12) is None
+
+
+def test_a_newer_versions_database_is_used_as_far_as_it_is_known(directory: Directory, database: Engine) -> None:
+    directory.put_tenant("acme", {"requests_per_minute": 5})
+    with database.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        kept = json.dumps({"requests_per_minute": 5, "colour": "red"})
+        connection.execute(text("UPDATE tenants SET policy = :kept"), {"kept": kept})
+    upgrade(database)
+    assert directory.list_tenants() == {"acme": Policy(requests_per_minute=5)}
+    directory.put_tenant("acme", {"weight": 2.0})
+    with database.connect() as connection:
+        policy = connection.execute(text("SELECT policy FROM tenants")).scalar_one()
+    assert (policy if isinstance(policy, dict) else json.loads(policy)) == {
+        "requests_per_minute": 5,
+        "weight": 2.0,
+        "colour": "red",
+    }
 
 
 def test_the_database_does_not_hold_the_key(directory: Directory, database: Engine) -> None:

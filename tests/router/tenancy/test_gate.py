@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -128,6 +130,25 @@ async def test_while_the_database_is_away_known_keys_work_and_others_are_told_to
     with pytest.raises(Exception, match="can't be checked") as refused:
         await gate.identify(other.text)
     assert refused.value.status == 503  # type: ignore[attr-defined]
+
+
+async def test_a_database_that_hangs_is_not_waited_for(
+    directory: Directory, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, other = directory.create_key("acme"), directory.create_key("acme")
+    await gate.identify(key.text)
+    over = threading.Event()
+    monkeypatch.setattr("router.tenancy.database.ANSWER_S", 0.1)
+    monkeypatch.setattr(directory, "find", lambda id: over.wait(60))
+    monkeypatch.setattr(gate, "_directory", directory)
+    try:
+        callers = await asyncio.gather(*(gate.identify(key.text) for _ in range(20)))
+        assert {caller.tenant for caller in callers} == {"acme"}
+        with pytest.raises(Exception, match="can't be checked"):
+            await gate.identify(other.text)
+        assert await asyncio.to_thread(lambda: "free") == "free", "for whatever else needs one"
+    finally:
+        over.set()
 
 
 async def test_a_callers_standing_is_on_every_response_of_its(service: Any, directory: Directory) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from datetime import date
@@ -49,6 +50,30 @@ async def test_what_is_written_is_delivered_once(database: Engine, folder: Path)
     await delivery.deliver()
     assert rows(database) == ["a", "b", "c"]
     assert left(folder) == []
+
+
+async def test_half_a_line_takes_no_other_with_it(
+    database: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, write = Journal(folder), os.write
+    journal.write(entry("a"))
+    with monkeypatch.context() as full:
+        full.setattr("router.tenancy.journal.os.write", lambda file, line: write(file, line[: len(line) // 2]))
+        with pytest.raises(OSError, match="full"):
+            journal.write(entry("b"))
+    journal.write(entry("c"))
+    await Delivery(journal, Ledger(database), 1.0).deliver()
+    assert rows(database) == ["a", "c"]
+    assert left(folder) == []
+
+
+async def test_what_was_written_last_is_delivered_when_a_router_ends(database: Engine, folder: Path) -> None:
+    journal = Journal(folder)
+    delivery = Delivery(journal, Ledger(database), 60.0)
+    delivery.start()
+    journal.write(entry("a"))
+    await delivery.stop()
+    assert rows(database) == ["a"]
 
 
 async def test_those_who_sync_at_a_time_all_return(folder: Path) -> None:

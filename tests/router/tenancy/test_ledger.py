@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import date, datetime, timedelta
 
 import pytest
@@ -24,6 +25,15 @@ def test_an_entry_survives_its_line() -> None:
 def test_half_a_line_is_none(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Entry.read(line)
+
+
+def test_an_earlier_versions_line_is_an_entry() -> None:
+    told = json.loads(entry("a").line())
+    del told["trace"]
+    assert Entry.read(json.dumps(told).encode()) == entry("a", trace=None)
+    del told["tenant"]
+    with pytest.raises(ValueError, match="not an entry"):
+        Entry.read(json.dumps(told).encode())
 
 
 def test_an_entry_added_twice_is_there_once(ledger: Ledger, database: Engine) -> None:

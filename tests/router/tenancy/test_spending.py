@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from entries import entry
@@ -22,7 +23,7 @@ def caller(tenant: str = "acme", **policy: object) -> Caller:
 
 @pytest.fixture
 def budgets(database: Engine) -> Budgets:
-    return Budgets(Ledger(database), lag_s=1.0)
+    return Budgets(Ledger(database), delivered=lambda: 0.0)
 
 
 def test_costs_are_exact() -> None:
@@ -73,6 +74,23 @@ async def test_what_just_finished_is_not_forgotten_when_the_ledger_is_read_again
     budgets.settle(who, TENTH, Bill(100, 0))
     with pytest.raises(Refusal):
         await budgets.reserve(who, Bill(1, 0))
+
+
+async def test_what_finished_counts_once_it_was_delivered_by_the_ledger_alone(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.tenancy.spending.FRESH_S", 0.0)
+    delivered = 0.0
+    budgets, who = Budgets(Ledger(database), delivered=lambda: delivered), caller(monthly_tokens=100)
+    await budgets.reserve(who, TENTH)
+    budgets.settle(who, TENTH, Bill(96, 0))
+    with pytest.raises(Refusal, match="4 tokens left"):
+        await budgets.reserve(who, Bill(5, 0))
+    Ledger(database).add([entry("a")])
+    with pytest.raises(Refusal, match="0 tokens left"):
+        await budgets.reserve(who, Bill(1, 0))
+    delivered = time.monotonic()
+    await budgets.reserve(who, Bill(4, 0))
 
 
 async def test_while_the_database_is_away_what_was_known_holds(

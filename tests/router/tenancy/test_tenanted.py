@@ -36,7 +36,11 @@ PRICES = {"small": Price(1.0, 0.5, 2.0), "large": Price(10.0, 5.0, 20.0)}
 async def tenancy(database: Engine, tmp_path: Path) -> Tenancy:
     ledger, journal = Ledger(database), Journal(tmp_path / "journal")
     accounts = Accounts(
-        ledger, Budgets(ledger, lag_s=1.0), journal, Delivery(journal, ledger, 1.0), Comparisons(database, PRICES)
+        ledger,
+        Budgets(ledger, delivered=lambda: 0.0),
+        journal,
+        Delivery(journal, ledger, 1.0),
+        Comparisons(database, PRICES),
     )
     return Tenancy(Gate(None), Limits(), FairQueue(4, 8, 5.0), PRICES, accounts)  # type: ignore[arg-type]
 
