@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +35,9 @@ REDIS_S = 0.5
 
 CLOCK_S = 0.05
 """How far apart Redis' clock and a router's reading of it may be."""
+
+GONE_S = 1.0
+"""What is left of last minute's count then is next to nothing, and the count may be gone by the time it is changed."""
 
 PAUSE_S = 1.0
 """How long Redis is left alone once it did not answer."""
@@ -149,10 +151,17 @@ class Limits:
         item, key = RateLimitItemPerMinute(caller.policy.tokens_per_minute or 1), _of(caller, "tokens")
         _, last_left_s, _, this_left_s = await self._storage.get_sliding_window(item.key_for(*key), WINDOW_S)
         began = time.time() + this_left_s - 2 * WINDOW_S - CLOCK_S
-        # By now they may count for less, being last minute's; more must not be given back than they weigh.
-        weight = 1.0 if taken.at >= began else last_left_s / WINDOW_S if taken.at >= began - WINDOW_S else 0.0
-        if returned := math.floor(tokens * weight):
-            await self._tokens.hit(item, *key, cost=-returned)
+        if taken.at >= began:
+            await self._tokens.hit(item, *key, cost=-tokens)
+        elif taken.at >= began - WINDOW_S and last_left_s > GONE_S:
+            # Last minute's weigh less and less, and what is given back of them has to do so as well.
+            await self._storage.incr(self._last_minute(item.key_for(*key)), WINDOW_S, amount=-tokens)
+
+    def _last_minute(self, key: str) -> str:
+        """Under which name the storage counts it."""
+        if isinstance(self._storage, MemoryStorage):
+            return self._storage.sliding_window_keys(key, WINDOW_S, time.time())[0]
+        return str(self._storage._previous_window_key(key))
 
     async def _wait_for(self, item: Any, key: tuple[str, str], tokens: int) -> float:
         """Seconds until so many tokens are free, if nobody takes more."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+from limits import RateLimitItemPerMinute
 
 from loadtest.servers import Redis
 from router.request import Refusal
@@ -117,6 +119,22 @@ async def test_tokens_are_taken_and_what_was_not_used_is_given_back(make: Make) 
         await limits.take(who, 1)
 
 
+async def test_what_is_given_back_of_last_minute_fades_as_it_does(make: Make) -> None:
+    """Taken from this minute instead it would be room for more than the limit a while later."""
+    limits, who = make(), caller(tokens_per_minute=1000)
+    key = RateLimitItemPerMinute(1000).key_for(who.tenant, "tokens")
+    await limits._storage.incr(limits._last_minute(key), 60, amount=800)
+    assert await limits.take(who, 100)
+    last, last_left_s, this, this_left_s = await limits._storage.get_sliding_window(key, 60)
+    assert (last, this) == (800, 100)
+    if last_left_s <= module.GONE_S:
+        pytest.skip("the minute was over in between")
+    began = time.time() + this_left_s - 120
+    limits.settle(who, module.Taken(800, began - 5), 300)
+    await settled()
+    assert (await limits._storage.get_sliding_window(key, 60))[::2] == (300, 100)
+
+
 async def test_what_was_taken_long_ago_is_not_given_back(make: Make) -> None:
     limits, who = make(), caller(tokens_per_minute=1000)
     taken = await limits.take(who, 800)
@@ -150,15 +168,15 @@ async def test_requests_at_a_time(make: Make) -> None:
 async def test_a_killed_routers_places_come_back(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     from redis.asyncio import Redis as Client
 
-    monkeypatch.setattr("router.tenancy.leases.LEASE_S", 0.5)
+    monkeypatch.setattr("router.tenancy.leases.LEASE_S", 1.5)
     leases = RedisLeases(Client.from_url(redis.url))
     assert await leases.take("killed", "a", 1)
     assert not await leases.take("killed", "b", 1)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.8)
     await leases.renew("killed", "a")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.8)
     assert not await leases.take("killed", "b", 1), "it was renewed"
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.8)
     assert await leases.take("killed", "b", 1)
 
 
