@@ -220,11 +220,13 @@ def test_secrets_are_only_referred_to(overlay):
 def test_only_the_ingress_reaches_the_api(overlay):
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in kind(overlay, "NetworkPolicy")}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    everybody = [name for name, spec in policies.items() for rule in spec.get("ingress", []) if not rule.get("from")]
+    assert everybody == ["gateway-proxies"]
     from_outside = [
         (port["port"], peer["namespaceSelector"])
         for spec in policies.values()
         for rule in spec.get("ingress", [])
-        for peer in rule["from"]
+        for peer in rule.get("from", [])
         if "namespaceSelector" in peer
         for port in rule["ports"]
     ]
@@ -240,6 +242,16 @@ def test_only_the_ingress_reaches_the_api(overlay):
         for peer in rule["from"]
     )
     assert dashboard["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+
+
+def test_a_gateways_proxies_beside_it_are_let_through(overlay):
+    """Where a controller runs them in the Gateway's namespace, they carry Gateway API's label."""
+    proxies = {"matchExpressions": [{"key": "gateway.networking.k8s.io/gateway-name", "operator": "Exists"}]}
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in kind(overlay, "NetworkPolicy")}
+    assert policies["gateway-proxies"] == {"podSelector": proxies, "policyTypes": ["Ingress"], "ingress": [{}]}
+    (rule,) = policies["api-for-the-ingress"]["ingress"]
+    assert {"podSelector": proxies} in rule["from"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
 
 
 def test_monitors_scrape_ports_that_exist(overlay):
