@@ -32,6 +32,9 @@ clean: ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Made anew, however new it is, when another build of vLLM is asked for (ENGINE=cpu or cuda) than install.sh noted in it.
+ifneq ($(filter-out $(shell cat $(INSTALLED) 2>/dev/null),$(ENGINE)),)
+.PHONY: $(INSTALLED)
+endif
 $(INSTALLED): pyproject.toml deployments/install.sh
 	@sh deployments/install.sh $(VENV)
-	@touch $@

