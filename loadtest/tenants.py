@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,8 @@ def tenanted(
         raise MeasuringError("this needs PostgreSQL and Redis (Debian: apt install postgresql redis-server)")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glimprouter-accounts-")))
-        postgres, redis = Postgres(), Redis()
-        stack.callback(postgres.close)
-        stack.callback(redis.close)
+        postgres = stack.enter_context(closing(Postgres()))
+        redis = stack.enter_context(closing(Redis()))
         config: dict[str, Any] = yaml.safe_load(profile.read_text())
         args = config["applications"][0]["args"]
         args["router"] = args.get("router", {}) | {"replicas": routers, "cpus": 0.2}

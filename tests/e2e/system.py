@@ -73,7 +73,7 @@ def start(profile: str = "deployments/profiles/pocket.yaml", **environment: str)
     # Tests that run in the background ignore Ctrl-C, and what they start would inherit that. `preexec_fn` would fork,
     # in which the child of a process that serves gRPC, as this one does, can hang.
     command = ["env", "--default-signal=INT"]
-    command += [sys.executable, "-m", "deployments.cli", "run", profile, "--port", str(port)]
+    command += [sys.executable, "-m", "deployments.cli", "run", profile, "--port", str(port), "--with-parent"]
     starter = subprocess.Popen(
         command,
         cwd=ROOT,

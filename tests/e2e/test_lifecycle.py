@@ -15,7 +15,7 @@ import psutil
 import pytest
 import ray
 from asking import ask, problems, said
-from system import System, back, start
+from system import System, at_work, back, start
 
 from loadtest.command import PROFILE, free_port, variant
 
@@ -44,10 +44,9 @@ async def test_a_request_survives_its_engine(
     """Design rule 9, and no orphan."""
     question = problems(1, seed=31)[0].question
     undisturbed = said(await ask(client, question))
-    account = await system.account(model)
-    replica, cores = account["pid"], account["engine_pids"]
     asked = asyncio.create_task(ask(client, question))
-    await asyncio.sleep(0.05)
+    account = await at_work(system, model)
+    replica, cores = account["pid"], account["engine_pids"]
     os.kill(cores[0] if victim == "engine core" else replica, signal.SIGKILL)
     assert gone([replica, *cores], within_s=5) == []
     assert said(await asked) == undisturbed
@@ -77,9 +76,11 @@ def test_a_machine_with_too_few_gpus_is_told_at_once() -> None:
 
 def leaves_nothing(running: System, sent: signal.Signals) -> None:
     assert running.starter is not None
-    ours = [process.pid for process in psutil.Process(running.starter.pid).children(recursive=True)]
+    starter = psutil.Process(running.starter.pid)
+    since, ours = starter.create_time(), [process.pid for process in starter.children(recursive=True)]
     assert len(ours) > 6
     running.stop(sent)
     assert gone(ours, within_s=20) == []
-    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    left = psutil.process_iter(["cmdline", "create_time"])
+    commands = [" ".join(one.info["cmdline"] or []) for one in left if one.info["create_time"] >= since]
     assert [c for c in commands if c.startswith(("ray::", "VLLM::")) or "raylet" in c or "gcs_server" in c] == []

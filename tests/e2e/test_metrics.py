@@ -87,15 +87,17 @@ def prometheus(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iter
             stderr=log,
         )
     running = Prometheus(f"http://{address}")
-    for _ in range(100):
-        if running.up():
-            break
-        time.sleep(0.2)
-    else:
-        pytest.fail((folder / "log").read_text())
-    yield running
-    server.send_signal(signal.SIGTERM)
-    server.wait(30)
+    try:
+        for _ in range(100):
+            if running.up():
+                break
+            time.sleep(0.2)
+        else:
+            pytest.fail((folder / "log").read_text())
+        yield running
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
 
 
 async def test_counters_are_the_replies_added_up(

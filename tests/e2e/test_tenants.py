@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,8 +113,14 @@ class Office:
 def office(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Office]:
     folder = tmp_path_factory.mktemp("office")
     embedded = "GLIMPROUTER_TEST_EMBEDDED" in os.environ
-    postgres = Postgres() if postgres_programs() and not embedded else None
-    redis = Redis() if redis_program() and not embedded else None
+    with ExitStack() as stack:
+        postgres = stack.enter_context(closing(Postgres())) if postgres_programs() and not embedded else None
+        redis = stack.enter_context(closing(Redis())) if redis_program() and not embedded else None
+        yield stack.enter_context(opened(folder, postgres, redis))
+
+
+@contextmanager
+def opened(folder: Path, postgres: Postgres | None, redis: Redis | None) -> Iterator[Office]:
     config = yaml.safe_load(PROFILE.read_text())
     args = config["applications"][0]["args"]
     args["router"] = {"cpus": 0.2, "replicas": 2 if redis else 1}
@@ -135,12 +141,11 @@ def office(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         "GLIMPROUTER_ADMIN_KEY": ADMIN,
     } | ({"GLIMPROUTER_REDIS_URL": redis.url} if redis else {})
     running = start(str(profile), **secrets)
-    yield Office(running, engine, directory, keys, postgres)
-    running.stop()
-    engine.dispose()
-    for server in (postgres, redis):
-        if server is not None:
-            server.close()
+    try:
+        yield Office(running, engine, directory, keys, postgres)
+    finally:
+        running.stop()
+        engine.dispose()
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ async def test_whoever_has_something_to_tell_says_just_that() -> None:
 
 async def test_whoever_has_nothing_to_tell_beats() -> None:
     async def writes() -> AsyncGenerator[Chunk]:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         yield chunk(0)
 
-    told = [one async for one in beating(writes(), first_s=0.01, every_s=0.01)]
+    told = [one async for one in beating(writes(), first_s=0.01, every_s=0.05)]
     assert 3 < told.count(PULSE) < 15
     assert [one for one in told if one != PULSE] == [chunk(0)]
 
