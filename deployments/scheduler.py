@@ -43,7 +43,7 @@ class RunScheduler(Scheduler):
         model, told = vllm_config.model_config, vllm_config.additional_config
         assert isinstance(told, dict)
         self._marks = Vocabulary.load(model.model, revision=model.revision, think_tags=told[THINK_TAGS]).marks
-        self._runs: WeakKeyDictionary[Request, tuple[SamplingParams, Run]] = WeakKeyDictionary()
+        self._runs: WeakKeyDictionary[Request, tuple[SamplingParams, Run | None]] = WeakKeyDictionary()
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -58,9 +58,14 @@ class RunScheduler(Scheduler):
         run = None if stopped else self._run(request)
         if run is not None:
             [token] = new_token_ids
-            stopped = run.take(token, self._entropy(request) if run.wants_entropy else None, 0.0) is not None
+            over = run.take(token, self._entropy(request) if run.wants_entropy else None, 0.0) is not None
+            # One that was preempted since this token was planned is in a queue, where a session must not wait for its
+            # next turn. It writes on until the replica aborts it.
+            stopped = over and not is_stale
             if stopped:
                 request.status = RequestStatus.FINISHED_STOPPED
+            elif over and request.sampling_params is not None:
+                self._runs[request] = request.sampling_params, None
         return new_token_ids, stopped
 
     def _run(self, request: Request) -> Run | None:

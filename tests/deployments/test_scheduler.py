@@ -60,8 +60,9 @@ def hop(*prefix: int, **fields: Any) -> Hop:
     return Hop(pair="p", prefix=array("i", prefix).tobytes(), sampling=Sampling(), **limits)
 
 
-def drawn(scheduler: RunScheduler, asked: dict[Asked, tuple[int, float]]) -> list[bool]:
-    """An iteration in which each request gets a token, of such an entropy; which of them end with it."""
+def drawn(scheduler: RunScheduler, asked: dict[Asked, tuple[int, float]], *, is_stale: bool = False) -> list[bool]:
+    """An iteration in which each request gets a token, of such an entropy; which of them end with it. is_stale: they
+    were preempted meanwhile."""
     column = np.array([[entropy] for _, entropy in asked.values()], dtype=np.float32)
     output: Any = SimpleNamespace(
         logprobs=LogprobsLists(np.zeros_like(column, dtype=np.int32), column, np.zeros(len(asked), dtype=np.int32)),
@@ -69,7 +70,7 @@ def drawn(scheduler: RunScheduler, asked: dict[Asked, tuple[int, float]]) -> lis
     )
     scheduler.update_from_output(None, output)  # type: ignore[arg-type]
     return [
-        scheduler._update_request_with_output(request, [token])[1]  # type: ignore[arg-type]
+        scheduler._update_request_with_output(request, [token], is_stale)[1]  # type: ignore[arg-type]
         for request, (token, _) in asked.items()
     ]
 
@@ -116,6 +117,17 @@ def test_a_session_has_a_run_for_each_turn(scheduler: RunScheduler) -> None:
     assert [drawn(scheduler, {request: (A, SURE)}) for _ in range(2)] == [[False], [True]]
     request.sampling_params = params(hop(A, A, A, max_tokens=2))
     assert [drawn(scheduler, {request: (A, SURE)}) for _ in range(2)] == [[False], [True]]
+
+
+def test_a_request_that_was_preempted_meanwhile_is_left_to_the_replica(scheduler: RunScheduler) -> None:
+    """In vLLM's queue a session would wait for its next turn where nobody finds it."""
+    request = Asked("r", params(hop(A, max_tokens=2)))
+    assert drawn(scheduler, {request: (A, SURE)}) == [False]
+    assert drawn(scheduler, {request: (A, SURE)}, is_stale=True) == [False]
+    assert drawn(scheduler, {request: (A, SURE)}) == [False]
+    assert request.status is RequestStatus.RUNNING
+    request.sampling_params = params(hop(A, A, A, max_tokens=1))
+    assert drawn(scheduler, {request: (A, SURE)}) == [True]
 
 
 def test_what_stood_before_the_hop_counts(scheduler: RunScheduler) -> None:
