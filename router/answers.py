@@ -54,4 +54,6 @@ def _plain(text: str) -> str:
 
 
 def _number(text: str) -> Fraction:
-    return Fraction(re.sub(r"[$,\s]", "", text))
+    # In two parts, as `Fraction` takes no decimal in front of a stroke.
+    over, _, under = re.sub(r"[$,\s]", "", text).partition("/")
+    return Fraction(over) / Fraction(under or 1)

@@ -23,6 +23,8 @@ from router.answers import extract
         ("He has 1,000.00 dollars", 1000),
         ("from 3-4", 4),
         ("10 - 3 = 7.0", 7),
+        ("The answer is 4.5/5", Fraction(9, 10)),
+        ("It comes to 7.5 / 2", Fraction(15, 4)),
         ("1" * 10_000, int("1" * 31)),
     ],
 )
