@@ -36,6 +36,10 @@ class StrangePair(Exception):
     """The hop began on another pair of models than this replica serves."""
 
 
+class QueueFull(Exception):
+    """The engine takes no more requests now."""
+
+
 class Ending(StrEnum):
     """Why a hop is over."""
 
@@ -78,7 +82,8 @@ class Hop:
     step_tokens: a longer step is cut here.
     thinking_tokens, tokens: budgets left, for thinking and in all.
     answers: go on with the answer when the thinking ends by itself.
-    plain: the pair reasons in plain text until its end token, so the end-of-thinking token means nothing.
+    plain: the pair reasons in plain text until its end token, so the end-of-thinking token means nothing, and two
+        equal paragraphs are what was asked for.
     open_tokens: tokens at the prefix's end that belong to a step already begun; last_step_tokens: length of the
         complete step before it (0: unknown); open_entropy: the glimpse at the step begun or, with no token of it
         yet, to be begun; open_ms: what its tokens took.
@@ -298,7 +303,7 @@ class Run:
             self._end_step(now)
             self.answering = True
             return None if hop.answers and self.tokens_left > 0 else Ending.THOUGHT
-        if step_over and self._end_step(now):
+        if step_over and self._end_step(now) and not hop.plain:
             return Ending.REPEAT
         if self._thought_tokens >= hop.thinking_tokens:
             self._end_open_step(now)

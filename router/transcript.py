@@ -124,7 +124,7 @@ class Transcript:
             guesses=turn.guesses if turn.token_gate is not None else 0,
             guess=self._guess if escalated and self.committed_tokens == self._guessed_after else None,
             ungated_steps=turn.ungated_steps,
-            max_steps=min(turn.steps, budget.steps - self.steps),
+            max_steps=turn.steps if task.plain else min(turn.steps, budget.steps - self.steps),
             max_tokens=turn.tokens,
             thinking_tokens=(budget.tokens if task.plain else budget.thinking) - self.reasoning_tokens,
             answers=turn.tokens == UNBOUNDED and self._may_go_on(turn.model),
@@ -142,9 +142,10 @@ class Transcript:
         return "small" if share_spent else self.task.answer_by
 
     def _room(self, model: Model) -> int:
-        """Tokens that a model may write before the large one's share is spent, at least some words."""
+        """Tokens that a model may write before the large one's share is spent, at least some words; one that stands in
+        for the other writes all."""
         share = self.task.max_large_share
-        if model == "small" or share >= 1.0:
+        if model == "small" or share >= 1.0 or self.degraded:
             return self.task.budget.tokens
         large = self.usage.get("large", ModelUsage()).completion_tokens
         return max(SOME_WORDS, math.ceil((share * self.committed_tokens - large) / (1.0 - share)))
@@ -267,7 +268,7 @@ class Transcript:
             self.finish("length")
         elif end.ending is Ending.THOUGHT:
             self.thinking = False
-        elif end.ending in (Ending.REPEAT, Ending.BUDGET, Ending.TEXT) or self.steps >= self.task.budget.steps:
+        elif end.ending in (Ending.REPEAT, Ending.BUDGET, Ending.TEXT) or self._steps_spent:
             self._close_thinking()
         if self.finish_reason is None and self.committed_tokens >= self.task.budget.tokens:
             self.finish("length")
@@ -277,6 +278,10 @@ class Transcript:
         """Whether a hop of the answer ended because only a portion of it was asked for."""
         asked, self._portion = self._portion, 0
         return 0 < asked == self._answered and self.committed_tokens < self.task.budget.tokens
+
+    @property
+    def _steps_spent(self) -> bool:
+        return not self.task.plain and self.steps >= self.task.budget.steps
 
     def _close_thinking(self) -> None:
         self.thinking = False

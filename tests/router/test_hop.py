@@ -113,6 +113,8 @@ def test_a_repeat_is_found_wherever_the_hop_was_lost(cut: int) -> None:
         ({}, [A, END], 0.0, Ending.TEXT, [A]),
         ({}, [END], 0.0, Ending.TEXT, []),
         ({"plain": True}, [A, CLOSE, B, END], 0.0, Ending.TEXT, [A, CLOSE, B, END]),
+        ({}, 2 * [*[A] * 8, STOP], 0.0, Ending.REPEAT, 2 * [*[A] * 8, STOP]),
+        ({"plain": True}, [*(2 * [*[A] * 8, STOP]), END], 0.0, Ending.TEXT, [*(2 * [*[A] * 8, STOP]), END]),
         ({"thinking": False}, [A, CLOSE, STOP, END], 0.0, Ending.TEXT, [A, CLOSE, STOP, END]),
         ({"thinking": False, "tokens": 1}, [A, B], 0.0, Ending.LIMIT, [A]),
     ],

@@ -195,6 +195,28 @@ async def test_a_pair_without_think_tags_ends_with_its_text() -> None:
     assert not served["large"].hops
 
 
+async def test_a_plain_text_may_repeat_itself_and_have_any_number_of_paragraphs() -> None:
+    text = [10, 11, 12, 13, 14, 15, 16, 3] * 80
+    served = {"small": ToyPool(Scripted([*text, END])), "large": ToyPool(Scripted([END]))}
+    work = task(EntropyGate(1.0), plain=True, tokens=2000)
+    page, passages = await run(work, served)
+    assert tokens(passages) == [*text, END]
+    assert page.steps > work.budget.steps
+    assert page.finish_reason == "stop"
+
+
+async def test_a_model_that_stands_in_for_the_other_writes_the_answer_in_one_go() -> None:
+    served = {
+        "small": AbsentPool(Scripted([END]), after_hops=0, absent="small"),
+        "large": ToyPool(Scripted([10] * 900)),
+    }
+    work = task(EntropyGate(1.0, None, 0.1), max_large_share=0.1, dispensable=frozenset({"small"}))
+    page, _ = await run(work, served)
+    assert page.degraded == "small"
+    assert page.finish_reason == "length"
+    assert len(served["large"].hops) == 2, "the thinking and the answer"
+
+
 async def test_the_large_models_share_is_bounded() -> None:
     served = pools("share")
     for model in ("small", "large"):

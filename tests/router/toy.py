@@ -103,15 +103,15 @@ class MortalPool(ToyPool):
 
 
 class AbsentPool(ToyPool):
-    """Answers `hops` hops, then never again."""
+    """The `absent` model's. Answers `hops` hops, then never again."""
 
-    def __init__(self, model: ToyModel, after_hops: int) -> None:
+    def __init__(self, model: ToyModel, after_hops: int, absent: Model = "large") -> None:
         super().__init__(model, chunk=2)
-        self.after_hops = after_hops
+        self.after_hops, self.absent = after_hops, absent
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         if len(self.hops) >= self.after_hops:
-            raise Unavailable("large")
+            raise Unavailable(self.absent)
         async for chunk in super().write(hop):
             yield chunk
 
