@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from router.hop import Chunk, Ending, Hop
+from router.hop import Chunk, Hop
 from router.loop import Pool
 
 LATELY = 512
@@ -103,8 +103,7 @@ class Heeded:
                     if step.entropy is not None:
                         self._controller.saw(step.entropy)
                 if (end := chunk.end) is not None:
-                    if end.ending is Ending.GLIMPSE and end.glimpse is not None:
-                        self._controller.saw(end.glimpse)
+                    # A glimpse that failed is told again by its step, whoever writes that.
                     self._controller.saw_tokens(end.watched)
                     if self._loads:
                         self._controller.told(end.load)

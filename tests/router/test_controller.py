@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recited import DEFAULTS, chat, events, router
 
 from router.controller import Controller, Target
-from router.request import Finished, Routing
+from router.request import Finished, Routing, StepWritten
 from router.service import StepRouter
 
 TEXT = "easy.\n\nhard.\n\neasy.\n\n</think>done<end>"
@@ -111,6 +111,16 @@ async def test_requests_that_name_a_threshold_keep_it() -> None:
     service.controller.spared = 1.0
     assert (await finished(service)).escalations == 0
     assert (await finished(service, threshold=1.0)).escalations == 1
+
+
+async def test_each_step_is_heard_of_once_whoever_writes_it() -> None:
+    service, _ = router(TEXT, hard=frozenset({1}), defaults=replace(DEFAULTS, target=TARGET))
+    assert service.controller is not None
+    for threshold in (1.0, 3.0):
+        heard = len(service.controller._steps)
+        told = await events(service, chat(routing=Routing(threshold=threshold)))
+        looked_at = [one.entropy for one in told if isinstance(one, StepWritten) and one.entropy is not None]
+        assert list(service.controller._steps)[heard:] == looked_at
 
 
 async def test_requests_that_name_a_token_threshold_keep_it() -> None:
