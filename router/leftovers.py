@@ -1,20 +1,21 @@
 """What is left of a hop when a guess in it was wrong.
 
 It is read to its end beside the request, so that all that its engine wrote in vain is counted. That end comes soon: the
-replica leaves such a hop as soon as the request's next one is there.
+replica leaves such a hop as soon as the request's next one is there; where none is to come, an empty one is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from router.hop import Chunk
-from router.request import Refusal
+from router.hop import Chunk, Hop
+from router.request import Model, Refusal
 from router.transcript import Transcript
 
 PATIENCE_S = 5.0
@@ -24,11 +25,17 @@ unwanted: ContextVar[bool] = ContextVar("unwanted", default=False)
 """Whether what a hop tells is only counted."""
 
 
+class Pool(Protocol):
+    """See `router.loop.Pool`."""
+
+    def write(self, hop: Hop) -> AsyncGenerator[Chunk]: ...
+
+
 class Leftovers:
     """Those of one request. Without them it has not come to its end; where it is given up, they are as well."""
 
-    def __init__(self, page: Transcript) -> None:
-        self._page = page
+    def __init__(self, page: Transcript, pools: Mapping[Model, Pool]) -> None:
+        self._page, self._pools = page, pools
         self._reading: dict[AsyncGenerator[Chunk], asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -41,6 +48,7 @@ class Leftovers:
         if not reading:
             return
         if kind is None:
+            reading.append(asyncio.create_task(self._call_off()))
             await asyncio.wait(reading, timeout=PATIENCE_S)
         for task in reading:
             task.cancel()
@@ -55,6 +63,15 @@ class Leftovers:
         self._page.hops += 1
         task = self._reading[chunks] = asyncio.create_task(self._read(chunks))
         task.add_done_callback(lambda _: self._reading.pop(chunks))
+
+    async def _call_off(self) -> None:
+        """Only the small model guesses."""
+        self._page.hops += 1
+        nothing = replace(self._page.ahead("small"), thinking=False, tokens=0)
+        with suppress(Refusal):
+            async with aclosing(self._pools["small"].write(nothing)) as chunks:
+                async for _ in chunks:
+                    pass
 
     async def _read(self, chunks: AsyncGenerator[Chunk]) -> None:
         unwanted.set(True)

@@ -31,7 +31,7 @@ class Pool(Protocol):
 async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator[Passage]:
     """Write a request to its end: its thinking turn by turn, then its answer. Closing the generator cancels the
     hops under way."""
-    async with Leftovers(page) as leftovers:
+    async with Leftovers(page, pools) as leftovers:
         while page.finish_reason is None:
             model, hop = page.next()
             chunks = pools[model].write(hop)

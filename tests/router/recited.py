@@ -1,12 +1,13 @@
 """A served pair for tests of what a client reads: scripted models that recite one text, byte by byte."""
 
+import asyncio
 import time
 from array import array
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from router.hop import Chunk, End, Hop, Run, unpack
-from router.request import Request, Sampling, Text
+from router.request import Request, Sampling, Text, Unavailable
 from router.service import Defaults, StepRouter
 from router.steps import Marks
 
@@ -67,7 +68,8 @@ class Reciter:
         self.script, self.chunk, self.hard = script, chunk, hard
         self.hops: list[Hop] = []
         self.closed = 0
-        self.asleep = False
+        self.asleep = self.away = False
+        self.prefilled: list[Hop] = []
         self.words = Bytes()
 
     async def rests(self) -> bool:
@@ -77,8 +79,15 @@ class Reciter:
         assert not self.asleep, "a probe has woken the pool"
         return {"pair": "p"}
 
+    async def prefill(self, hop: Hop) -> int:
+        self.prefilled.append(hop)
+        return 0
+
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        if self.away:
+            raise Unavailable("small")
         self.hops.append(hop)
+        await asyncio.sleep(0)
         run = Run(hop, self.words.marks, time.monotonic())
         at = hop.prefix_tokens - PROMPT
         bytes_of = self.words.bytes

@@ -1,13 +1,16 @@
 """The small model's guesses at tokens that are the large one's: they change nothing but who waits for whom."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import AbsentPool, ToyPool, following, run, task, tokens
+from toy import AbsentPool, ToyModel, ToyPool, following, run, task, tokens
 
 from router.hop import Chunk, Ending, Hop
+from router.leftovers import unwanted
 from router.policy import EntropyGate, Turn
 from router.request import Unavailable
 
@@ -64,6 +67,39 @@ async def test_what_is_left_of_a_wrong_guess_may_come_to_nothing() -> None:
         assert tokens(passages) == tokens(whole)
         left += page.escalations
     assert left > 20
+
+
+class Obstinate(ToyPool):
+    """Ends a hop that nobody wants any more when another one comes, and no sooner."""
+
+    def __init__(self, model: ToyModel) -> None:
+        super().__init__(model)
+        self._another = asyncio.Event()
+
+    async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
+        self._another.set()
+        another = self._another = asyncio.Event()
+        async for chunk in super().write(hop):
+            yield chunk
+            if unwanted.get():
+                await another.wait()
+
+
+async def test_where_no_other_hop_would_come_an_empty_one_calls_the_last_one_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("router.leftovers.PATIENCE_S", 60.0)
+    called_off = 0
+    for seed in map(str, range(40)):
+        served = following(seed, follows=0.0)
+        served["small"] = Obstinate(served["small"].model)
+        async with asyncio.timeout(30):
+            page, _ = await run(task(EntropyGate(3.0, 2.0)), served)
+        assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
+        assert page.hops == sum(len(pool.hops) for pool in served.values())
+        last = served["small"].hops[-1]
+        called_off += not last.thinking and not last.tokens
+    assert called_off > 5
 
 
 async def test_a_right_guess_spares_a_hop_of_the_small_model() -> None:
