@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 from ray import serve
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GracefulHTTPError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -38,7 +39,7 @@ from deployments.sessions import Sessions, comes_back, may_wait
 from deployments.token_count import TokenCount
 from router import tracing
 from router.glimpse import TOP, entropy
-from router.hop import Chunk, End, Ending, Hop, HopLost, Run, StrangePair, unpack
+from router.hop import Chunk, End, Ending, Hop, HopLost, QueueFull, Run, StrangePair, unpack
 from router.pulse import beating
 from router.request import Model, Sampling
 from router.steps import Mark
@@ -238,6 +239,8 @@ class Engine:
                     yield output
         except (EngineDeadError, EngineGenerateError) as error:
             raise HopLost(f"the {self._role} engine of replica {self._replica} died") from error
+        except GracefulHTTPError as error:  # vLLM's `max_num_queued_reqs` and `max_num_queued_tokens`
+            raise QueueFull(str(error)) from error
 
     def _outputs(self, hop: Hop, params: SamplingParams, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
         id, salt = f"{hop.request or 'hop'}-{uuid.uuid4().hex[:12]}", hop.tenant or None

@@ -10,19 +10,18 @@ class Budget:
     """Bounds of one request.
 
     tokens: committed tokens in all; answer_reserve: of these, kept back for the answer; steps: of thinking;
-    step_tokens: a longer step is cut; seconds: from arrival to the last token.
+    step_tokens: a longer step is cut.
     """
 
     tokens: int
     answer_reserve: int
     steps: int = 256
     step_tokens: int = 512
-    seconds: float = 600.0
 
     @classmethod
-    def of(cls, tokens: int, *, reserve: int, **bounds: float) -> Budget:
+    def of(cls, tokens: int, *, reserve: int, **bounds: int) -> Budget:
         """`reserve` tokens for the answer, or a quarter of all if that is less."""
-        return cls(tokens, min(reserve, tokens // 4), **bounds)  # type: ignore[arg-type]
+        return cls(tokens, min(reserve, tokens // 4), **bounds)
 
     @property
     def thinking(self) -> int:

@@ -33,7 +33,9 @@ class Metrics:
         self.requests = Counter("glimpse_requests_total", "Requests by their end.", ("tenant", "model", "code"))
         self.steps = Counter("glimpse_steps_total", "Steps committed.", ("model",))
         self.tokens = Counter(
-            "glimpse_tokens_total", "Tokens: prompt, cached (of the prompt), completion.", ("tenant", "model", "kind")
+            "glimpse_tokens_total",
+            "Tokens: prompt, cached (of the prompt), completion, discarded.",
+            ("tenant", "model", "kind"),
         )
         self.resumed_hops = Counter("glimpse_resumed_hops_total", "Hops whose replica was lost.", ("pool",))
         self.shed = Counter("glimpse_shed_total", "Requests refused for want of room or rights.", ("reason",))

@@ -212,6 +212,12 @@ class Observation:
 current: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
 
+def thrown_away(model: Model, tokens: int) -> None:
+    """Tells the request's observation of tokens that were generated beside its hops."""
+    if (seen := current.get()) is not None:
+        seen.spent(model, "discarded", tokens)
+
+
 def known(tenant: str) -> None:
     """Tells the request's observation whose it is."""
     if (seen := current.get()) is not None:

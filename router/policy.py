@@ -50,6 +50,11 @@ class EntropyGate:
     token_threshold: float | None = None
     max_large_share: float = 1.0
 
+    @property
+    def gated(self) -> bool:
+        """Whether any entropy can be above a threshold."""
+        return _gate(self.threshold) is not None or _gate(self.token_threshold) is not None
+
     def turn(self, last: Ending | None, large_share: float) -> Turn:
         # Where the share is bounded, the next unsure token may be nobody's but the small model's.
         guesses = GUESSES if self.max_large_share >= 1.0 else 0

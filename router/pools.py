@@ -25,9 +25,10 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from router.hop import LAST, PULSE, Chunk, Hop, HopLost, StrangePair
+from router.hop import LAST, PULSE, Chunk, Hop, HopLost, QueueFull, StrangePair
+from router.observation import thrown_away
 from router.pulse import SILENT_S
-from router.request import Model, Refusal, Unavailable
+from router.request import Model, Refusal, Unavailable, overdue
 from router.telemetry import Watch
 from router.tracing import within
 
@@ -125,14 +126,13 @@ class ServedPool:
                 # Where it only waited, nothing is lost but its place among those that wait.
                 logger.info("no %s replica was heard of for %s; asked again", self._model, hop.request)
                 watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
-            except (RayTaskError, StrangePair) as error:
+            except (RayTaskError, StrangePair, QueueFull) as error:
                 # Where the exception a replica raised arrives wrapped, its cause is the one that was meant.
                 raise _told(getattr(error, "cause", error), self._model) from error
             except BackPressureError as error:
-                message = f"The {self._model} model is overloaded."
-                raise Refusal(message, status=503, code="overloaded", retry_after_s=1.0) from error
+                raise _overloaded(self._model) from error
             except Overdue as error:
-                raise Refusal("The request's deadline has passed.", status=504, code="deadline") from error
+                raise overdue() from error
             except (DeploymentUnavailableError, TimeoutError) as error:
                 raise Unavailable(self._model) from error
 
@@ -141,7 +141,9 @@ class ServedPool:
         tokens that were thrown away. Cancelling it cancels the reading."""
         response = self._of(hop).prefill.remote(hop)
         try:
-            return await response
+            tokens: int = await response
+            thrown_away(self._model, tokens)
+            return tokens
         except (*GONE, RayTaskError, BackPressureError):
             return 0
         except asyncio.CancelledError:
@@ -220,4 +222,10 @@ def _told(cause: BaseException | None, model: Model) -> Exception:
     if isinstance(cause, StrangePair):
         message = "The model pair changed while the request was being served; send it again."
         return Refusal(message, status=503, code="pair_changed", retry_after_s=1.0)
+    if isinstance(cause, QueueFull):
+        return _overloaded(model)
     return RuntimeError(f"the {model} pool failed: {cause!r}")
+
+
+def _overloaded(model: Model) -> Refusal:
+    return Refusal(f"The {model} model is overloaded.", status=503, code="overloaded", retry_after_s=1.0)

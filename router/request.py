@@ -211,6 +211,11 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
+def overdue() -> Refusal:
+    """Of a request that took too long."""
+    return Refusal("The request's deadline has passed.", status=504, code="deadline")
+
+
 class Unavailable(Refusal):
     """A pool that can't answer now: no replica is up, or they keep failing."""
 

@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import hashlib
 import itertools
+import math
 import time
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -137,8 +138,7 @@ class StepRouter:
         """Have the large model read a long prompt while the small one writes its first steps, so that the first
         escalation does not pay for it; given up when the request ends."""
         least = self._defaults.warm_up_tokens
-        gated = isinstance(page.task.policy, EntropyGate)
-        if least is None or not gated or page.prefix.prompt_tokens["large"] < least:
+        if least is None or not _may_want_large(page.task) or page.prefix.prompt_tokens["large"] < least:
             yield
             return
         reading = asyncio.create_task(self._pools["large"].prefill(page.ahead("large")))
@@ -177,7 +177,8 @@ class StepRouter:
                 step_tokens=defaults.step_tokens,
             ),
             sampling=request.sampling,
-            deadline=time.monotonic() + (request.timeout_s or defaults.deadline_s),
+            # Who changes or ends routers waits so long for their requests, and no longer.
+            deadline=time.monotonic() + min(request.timeout_s or math.inf, defaults.deadline_s),
             max_large_share=max_large_share,
             plain=plain,
             closing={model: self._vocabularies[model].closing for model in prompts},
@@ -186,7 +187,8 @@ class StepRouter:
             glimpses=request.glimpses,
             tenant=request.tenant,
             conversation=_conversation(request),
-            dispensable=defaults.dispensable,
+            # Who asks for one model gets it or nothing, and the prompt was rendered for that one only.
+            dispensable=frozenset() if request.routing.mode in MODELS else defaults.dispensable,
         )
         return Transcript(task, Prefix(prompts, self._bridge))
 
@@ -346,7 +348,9 @@ class Reader:
         if self.stopped:
             return ""
         text, self._held = self._held + text, ""
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        # What is not shown before the answer's first word can't be what the client meant.
+        unshown = 0 if self._content_begun or self._page.task.plain else len(text) - len(text.lstrip("\n"))
+        found = [at for stop in self._stops if (at := text.find(stop, max(0, unshown - len(stop) + 1))) >= 0]
         if found:
             self.stopped = True
             return text[: min(found)]
@@ -354,6 +358,14 @@ class Reader:
         cut = len(text) - keep
         text, self._held = text[:cut], text[cut:]
         return text
+
+
+def _may_want_large(task: Task) -> bool:
+    """Whether a routed request may come to the large model at all, and not at once."""
+    policy = task.policy
+    if not isinstance(policy, EntropyGate) or not task.max_large_share:
+        return False
+    return policy.gated or (task.answer_by == "large" and not task.plain)
 
 
 def _conversation(request: Request) -> str:

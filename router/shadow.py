@@ -22,6 +22,8 @@ from typing import Protocol
 from router.answers import extract
 from router.hop import LAST
 from router.request import Event, Finished, Model, ModelUsage, Pair, Request, Routing, Service, Text
+from router.tenancy.permission import permitted
+from router.tenancy.tenant import ANYONE
 from router.transcript import Transcript
 
 log = logging.getLogger(__name__)
@@ -135,8 +137,10 @@ class Shadowed:
 
     async def _alone(self, request: Request) -> tuple[str, Finished, float] | None:
         """What the large model says, how it ended, and after how many seconds; None if it was in the way."""
+        # What bounds the tenant's requests bounds this one, or the two would not be alike.
+        bounded = permitted(request, (request.caller or ANYONE).policy)
         asked = replace(
-            request,
+            bounded,
             id=f"shadow-{request.id}",
             routing=Routing(mode="large"),
             # In small pieces, so that it can be given up in between.

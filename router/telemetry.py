@@ -107,7 +107,8 @@ class Watch:
         self._told: int | None = None
         self._end: End | None = None
         self._cached = self._tokens = self._unwanted = 0
-        if replaces is not None and attempt > replaces._attempt:
+        # What has no observation is a shadow run's, and in no metric of live requests.
+        if self._seen is not None and replaces is not None and attempt > replaces._attempt:
             metrics().resumed_hops.inc(tags={"pool": model})
         if self._seen is not None:
             self._seen.hop_steps = self.steps
@@ -156,7 +157,7 @@ class Watch:
         else:
             self._tokens += chunk.tokens
         self._cached = chunk.cached_tokens
-        if self._seen is not None:
+        if self._seen is not None and not unwanted.get():
             # Where a guess is looked at, another hop was under way in between.
             self._seen.hop_steps = self.steps
         if self.hop.guess is not None and self._told is None and chunk.thought:
@@ -171,11 +172,10 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         seconds = (self._ended or time.perf_counter()) - self._began
-        if self._end is not None:
-            metrics().hop_seconds.observe(seconds, {"pool": self._model, "hop": self._kind})
         if self._seen is not None:
             self._seen.spent(self._model, "completion", self._tokens)
             if self._end is not None:
+                metrics().hop_seconds.observe(seconds, {"pool": self._model, "hop": self._kind})
                 self._seen.spent(self._model, "discarded", self._end.discarded_tokens + self._unwanted)
         if self._span is not None:
             self._end_span(self._span, seconds, kind)

@@ -108,8 +108,8 @@ def _word(exc: HTTPException) -> str:
 
 
 class Unexpected:
-    """Innermost of the middleware, so that a 500 goes out through all of it. Starlette's own handler for the
-    unforeseen sits outside, where it could not carry a request id."""
+    """Inside of what observes requests and names them, so that a 500 goes out through that. Starlette's own handler
+    for the unforeseen sits outside, where it could not carry a request id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

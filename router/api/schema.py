@@ -216,7 +216,9 @@ class Generation(Body):
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
     min_p: float | None = Field(default=None, ge=0, le=1)
     glimpse: Glimpse | None = None
-    timeout: float | None = Field(default=None, gt=0, le=DAY_S, description="Seconds.")
+    timeout: float | None = Field(
+        default=None, gt=0, le=DAY_S, description="Seconds; the server's own deadline holds as well."
+    )
 
     # Labels and hints for whoever runs the service: nothing that changes the text.
     user: str | None = None
@@ -365,7 +367,8 @@ def routing(model: str, glimpse: Glimpse, pair: Pair) -> Routing:
     if not pair.thinks:
         refuse_if_given("the models served here don't think before they answer", "answer_by")
     if glimpse.random_share is not None:
-        refuse_if_given("has no effect beside glimpse.random_share", "threshold", "token_threshold")
+        reason = "has no effect beside glimpse.random_share"
+        refuse_if_given(reason, "threshold", "token_threshold", "max_large_share")
         if named_threshold is not None:
             refuse_if_given("is for model 'glimpse', without a threshold", "random_share")
     return Routing(

@@ -12,12 +12,14 @@ to lately, but not for those who come meanwhile: they would start behind by all 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from router.request import Refusal
+from router.request import Refusal, overdue
 from router.tenancy.tenant import PriorityClass
 
 RANK: dict[PriorityClass, int] = {"high": 0, "normal": 1, "low": 2}
@@ -80,15 +82,23 @@ class FairQueue:
         self.running = self.waiting = 0
 
     @asynccontextmanager
-    async def turn(self, tenant: str, priority: PriorityClass = "normal", weight: float = 1.0) -> AsyncIterator[Turn]:
-        """Waits for a place and holds it. Raises a `Refusal` if there is none in time."""
-        turn = self._join(RANK[priority], tenant, weight)
+    async def turn(
+        self,
+        tenant: str,
+        priority: PriorityClass = "normal",
+        weight: float = 1.0,
+        *,
+        deadline: float = math.inf,
+    ) -> AsyncIterator[Turn]:
+        """Waits for a place and holds it. Raises a `Refusal` if there is none in time. deadline: the request's own, in
+        seconds of the monotonic clock."""
+        turn, left_s = self._join(RANK[priority], tenant, weight), deadline - time.monotonic()
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(min(self._wait_s, left_s)):
                 await turn.come
         except TimeoutError:
             self._leave(turn)
-            raise busy() from None
+            raise (overdue() if left_s < self._wait_s else busy()) from None
         except BaseException:
             self._leave(turn)
             raise

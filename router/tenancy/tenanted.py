@@ -58,7 +58,10 @@ class Tenanted:
             try:
                 await office.reserve(caller, most)
                 try:
-                    async with office.queue.turn(caller.tenant, policy.priority, policy.weight) as turn:
+                    place = office.queue.turn(
+                        caller.tenant, policy.priority, policy.weight, deadline=page.task.deadline
+                    )
+                    async with place as turn:
                         page.task = replace(page.task, priority=turn.priority)
                         async with aclosing(self._account(page, request, caller, turn, received)) as events:
                             async for event in events:

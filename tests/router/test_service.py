@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from recited import CLOSE, DEFAULTS, END, FIRST_BYTE, chat, events, router, tokens, voice
 
 from router.hop import unpack
-from router.request import Finished, Refusal, Routing, Sampling, StepWritten, Text
+from router.prefix import other
+from router.request import Finished, Model, Refusal, Routing, Sampling, StepWritten, Text, Unavailable
 from router.service import StepRouter
 
 chunks = pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
@@ -124,6 +125,9 @@ async def test_half_a_character_at_the_very_end_is_the_answers() -> None:
         (("STSTOP",), "a b STOP c ST"),
         (("ST.",), "a b STOP c ST"),
         (("\n\na b",), ""),
+        (("\n\n",), "a b STOP c ST"),
+        (("\n",), "a b STOP c ST"),
+        (("\n", "STOP"), "a b "),
         (("a b STOP c ST",), ""),
     ],
 )
@@ -204,6 +208,39 @@ async def test_where_the_large_model_drafts_there_is_min_p_for_the_small_one_alo
     assert (refused.value.status, refused.value.param) == (400, "min_p")
     told = await events(service, replace(asked, routing=Routing(mode="small")))
     assert isinstance(told[-1], Finished)
+
+
+@pytest.mark.parametrize("mode", ["small", "large"])
+async def test_who_asks_for_one_model_gets_it_or_nothing(mode: Model) -> None:
+    service, pools = router("</think>4<end>", defaults=replace(DEFAULTS, dispensable=frozenset({"small", "large"})))
+    pools[mode].away = True
+    assert len(await events(service, chat(routing=Routing(mode=other(mode))))) > 1
+    with pytest.raises(Unavailable):
+        await events(service, chat(routing=Routing(mode=mode)))
+
+
+async def test_no_request_outlives_the_servers_own_deadline() -> None:
+    service, pools = router("</think>4<end>", defaults=replace(DEFAULTS, deadline_s=20.0))
+    for asked, granted in [(None, 20), (5.0, 5), (86_400.0, 20)]:
+        await events(service, chat(timeout_s=asked))
+        assert pools["small"].hops[-1].timeout_s == pytest.approx(granted, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("routing", "read"),
+    [
+        (Routing(), True),
+        (Routing(threshold=3.0), True),
+        (Routing(threshold=3.0, answer_by="small"), False),
+        (Routing(threshold=3.0, token_threshold=1.0, answer_by="small"), True),
+        (Routing(max_large_share=0.0), False),
+        (Routing(mode="small"), False),
+    ],
+)
+async def test_a_prompt_is_read_ahead_where_the_large_model_may_come_to_it(routing: Routing, read: bool) -> None:
+    service, pools = router("Hm.\n\n</think>4<end>", chunk=1, defaults=replace(DEFAULTS, warm_up_tokens=1))
+    await events(service, chat(routing=routing))
+    assert bool(pools["large"].prefilled) is read
 
 
 async def test_a_pair_without_thinking_has_no_answer_to_give_away() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 import pytest
@@ -39,6 +40,18 @@ async def test_who_comes_while_the_first_requests_run_pays_for_no_wrong_guess() 
     """Nothing is known yet of what requests come to, so those that run count for more than they turn out to be."""
     got = await serve(FairQueue(16, 10_000, 600), {"modest": 32, "greedy": 320}, used=20, stop_after=200)
     assert got["modest"] / got["greedy"] == pytest.approx(1.0, rel=0.1)
+
+
+async def test_nobody_waits_beyond_its_own_deadline() -> None:
+    queue = FairQueue(1, 10, 60.0)
+    async with queue.turn("first"):
+        with pytest.raises(Refusal) as refused:
+            async with queue.turn("second", deadline=time.monotonic() + 0.05):
+                pass
+        assert (refused.value.status, refused.value.code) == (504, "deadline")
+        assert queue.waiting == 0
+    async with queue.turn("second", deadline=time.monotonic() + 60):
+        pass
 
 
 async def test_weights_divide_tokens() -> None:
