@@ -242,6 +242,11 @@ def test_brackets_in_strings_do_not_count(text):
         measure(body, max_depth=2, max_items=0)
 
 
+def test_a_string_without_an_end_takes_all_the_rest():
+    """And is looked through once: from each of its quotes this one would take hours."""
+    measure(b"[]" * 40 + b'"' + b"[" * 99 + b'\\"[' * 500_000, max_depth=3, max_items=1)
+
+
 async def test_a_body_that_does_not_arrive_is_given_up(service, chat):
     app = build(lambda: service, body_timeout_s=0.02)
 
