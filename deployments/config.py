@@ -6,9 +6,9 @@ import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from router.controller import Target
 from router.glimpse import MAX_ENTROPY
@@ -61,6 +61,22 @@ class DraftConfig(Settings):
         return told | ({"revision": self.revision} if self.revision else {})
 
 
+def _scaling(told: dict[str, Any]) -> dict[str, Any]:
+    """Serve takes any name, and leaves those out that it does not know."""
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    for given, known in (told, AutoscalingConfig), (told.get("policy") or {}, AutoscalingPolicy):
+        if unknown := sorted(given.keys() - known.model_fields.keys()):
+            raise ValueError(f"{unknown[0]}: no such field of Serve's {known.__name__}")
+    for name in "min_replicas", "max_replicas":
+        if not isinstance(told.get(name, 1), int):
+            raise ValueError(f"{name}: has to be a whole number")
+    return told
+
+
+Scaling = Annotated[dict[str, Any], AfterValidator(_scaling)]
+
+
 class PoolConfig(Settings):
     """The replicas of one model."""
 
@@ -73,9 +89,7 @@ class PoolConfig(Settings):
     sampling: SamplingDefaults = SamplingDefaults()
     draft: DraftConfig | None = None
     replicas: int = Field(default=1, ge=1)
-    autoscaling: dict[str, Any] | None = Field(
-        default=None, description="Serve's autoscaling_config, in place of replicas"
-    )
+    autoscaling: Scaling | None = Field(default=None, description="Serve's autoscaling_config, in place of replicas")
     max_ongoing_requests: int = Field(default=64, ge=1, description="hops at a time in one replica")
     sessions: int = Field(
         default=0, ge=0, description="requests that a replica's engine holds on to between their hops"
@@ -201,7 +215,7 @@ class LimitsConfig(Settings):
 
 class RouterConfig(Settings):
     replicas: int = Field(default=1, ge=1)
-    autoscaling: dict[str, Any] | None = None
+    autoscaling: Scaling | None = None
     max_ongoing_requests: int = Field(
         default=1024, ge=1, description="requests at a time in one router replica, those it refuses at once included"
     )
