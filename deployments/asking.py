@@ -68,12 +68,15 @@ def stream(url: str, body: Json, key: str | None = None) -> Iterator[Json]:
             _check(reply)
         for line in reply.iter_lines():
             data = line.removeprefix("data:").strip()
-            if not line.startswith("data:") or data == "[DONE]":
+            if not line.startswith("data:"):
                 continue
+            if data == "[DONE]":
+                return
             chunk = json.loads(data)
             if "error" in chunk:
                 raise AskError(f"the server gave up half-way: {chunk['error'].get('message')}")
             yield chunk
+        raise AskError(f"what answers at {url} did not write an answer to its end")
 
 
 @contextmanager
@@ -93,6 +96,8 @@ def _server(url: str, key: str | None) -> Iterator[httpx.Client]:
         raise AskError(f"the connection to {url} broke: {error or type(error).__name__}") from None
     except json.JSONDecodeError:
         raise AskError(f"what answers at {url} does not speak this API") from None
+    except ValueError as error:  # what can be no header (a key) or no JSON (a number, half a character)
+        raise AskError(f"that can't be sent: {error}") from None
 
 
 def _check(reply: httpx.Response) -> None:

@@ -121,7 +121,7 @@ def ask(
     from deployments import asking
 
     if question == "-":
-        question = typer.get_text_stream("stdin").read()
+        question = typer.get_text_stream("stdin", errors="replace").read()
     body = asking.body(
         question,
         model=model,
@@ -189,14 +189,16 @@ def calibrate(
             return await by_accuracy(bench, accuracy, start)
 
     try:
+        calibration.read(profile)  # rather than to find out that it is none when all is measured
         questions = generated(seed, problems, "tune") if data is None else from_file(data, problems, BOXED)
         with serving(url, profile, port) as at:
             found = asyncio.run(find(at))
+        typer.echo(found.note)
         if not dry_run:
             calibration.write(profile, found)
+            typer.echo(f"Written into {profile}")
     except MeasuringError as error:
         raise _fail(error) from None
-    typer.echo(found.note + ("" if dry_run else f"; written into {profile}"))
 
 
 @app.command()

@@ -135,6 +135,10 @@ def read_plan(profile: Path, host: str | None = None, port: int | None = None, v
             except ConfigError as error:
                 raise StartError(f"{profile}: {error}") from None
             check_tuning(profile, application)
+    try:
+        tracing.endpoint()
+    except ValueError as error:
+        raise StartError(str(error)) from None
     http = config.get("http_options") or {}
     http = {"host": HOST, "port": PORT} | http
     http |= {"host": host} if host is not None else {}

@@ -278,4 +278,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(*head, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    # Names are anybody's words, not rich's.
+    width = None if sys.stdout.isatty() else 240
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)

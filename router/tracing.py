@@ -42,15 +42,14 @@ def exporters() -> list[SpanProcessor]:
 
 
 def endpoint() -> str | None:
-    """Where spans are sent; None: nowhere."""
+    """Where spans are sent; None: nowhere. Raises ValueError where they can't be."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    if own := os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        return own
-    shared = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if shared and protocol() == "http/protobuf":
-        return f"{shared.rstrip('/')}/v1/traces"
-    return shared or None
+    own, shared = (os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("TRACES_ENDPOINT", "ENDPOINT"))
+    over_http = bool(own or shared) and protocol() == "http/protobuf"
+    if own or not shared:
+        return own or None
+    return f"{shared.rstrip('/')}/v1/traces" if over_http else shared
 
 
 def protocol() -> str:

@@ -48,7 +48,7 @@ def connect(url: str) -> Engine:
     """An engine for `url`; nothing is opened yet. Raises `DatabaseError` if it is no URL of a supported database."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is none, as behind an @ in a password
         raise DatabaseError("the database URL can't be read: use sqlite:///FILE or postgresql://HOST/NAME") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):

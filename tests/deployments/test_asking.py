@@ -44,6 +44,7 @@ class Scripted(ThreadingHTTPServer):
 
     chunks: list[dict[str, Any]]
     status = 200
+    whole = True
     asked: dict[str, Any]
 
 
@@ -59,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         for one in self.server.chunks:
             self.wfile.write(f"data: {json.dumps(one)}\n\n".encode())
-        self.wfile.write(b"data: [DONE]\n\n")
+        if self.server.whole:
+            self.wfile.write(b"data: [DONE]\n\n")
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -120,6 +122,22 @@ def test_errors_take_one_line_and_say_what_to_do(server: Scripted) -> None:
     assert done.exit_code == 1
     assert "start the server with `make run`" in done.output
     assert done.output.count("\n") == 1
+
+
+def test_an_answer_without_its_end_is_none(server: Scripted) -> None:
+    for chunks in (THINKING[:2], []):
+        server.chunks, server.whole = chunks, False
+        status, lines = ask(server)
+        assert status == 1
+        assert lines[-1].endswith("did not write an answer to its end")
+
+
+@pytest.mark.parametrize("options", [("--threshold", "inf"), ("--temperature", "inf"), ("--key", "glr_“x”")])
+def test_what_cannot_be_sent_is_one_line(server: Scripted, options: tuple[str, str]) -> None:
+    server.chunks = THINKING
+    status, lines = ask(server, *options)
+    assert (status, len(lines)) == (1, 1)
+    assert lines[0].startswith("glimprouter: that can't be sent: ")
 
 
 def test_json_gives_the_whole_reply(server: Scripted) -> None:

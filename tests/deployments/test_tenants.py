@@ -48,6 +48,12 @@ def test_a_key_is_printed_alone_once(database: str) -> None:
     assert found[0].expires_at - found[0].created_at == timedelta(days=90)
 
 
+@pytest.mark.parametrize("name", ["[/]", "ci [prod]", ":smile:"])
+def test_a_name_is_shown_as_it_is(name: str) -> None:
+    run("keys", "create", "acme", "--name", name)
+    assert name in run("keys", "list")[0]
+
+
 def test_keys_are_rotated_and_revoked() -> None:
     old = keys.id_of(run("keys", "create", "acme")[0].strip())
     assert old is not None
@@ -91,6 +97,15 @@ def test_a_database_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert said.startswith("glimprouter: the database can't be used")
     assert said.count("\n") == 1
     assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:s3@cret:word@host/db", "postgresql://host:PORT/db"])
+def test_a_database_url_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GLIMPROUTER_DATABASE_URL", url)
+    _, said = run("keys", "list", fails=True)
+    assert said.startswith("glimprouter: the database URL can't be read")
+    assert said.count("\n") == 1
+    assert "word" not in said
 
 
 def test_durations() -> None:

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 
+from deployments import launcher
+from deployments.progress import StartError
 from loadtest.receiver import receiving
 from router import tracing
 
@@ -69,6 +72,17 @@ def test_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         send("by HTTP")
         assert names == ["by HTTP"]
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+def test_a_protocol_that_is_not_spoken_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+    with pytest.raises(ValueError, match="grpc or http/protobuf"):
+        tracing.endpoint()
+    profile = Path(launcher.__file__).parent / "profiles" / "pocket.yaml"
+    with pytest.raises(StartError, match="grpc or http/protobuf"):
+        launcher.read_plan(profile)
 
 
 def test_nowhere_if_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
