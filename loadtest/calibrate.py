@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from loadtest.client import Reply
+from loadtest.client import Reply, Step
 from loadtest.command import MeasuringError
 from loadtest.intervals import Estimate
 from loadtest.outcomes import Outcome, Way
@@ -70,7 +70,7 @@ class Glimpses:
 
     def __init__(self, replies: Sequence[Reply]) -> None:
         steps = [
-            (n, step.entropy, step.tokens)
+            (n, step.entropy, step.tokens, _single(step))
             for n, reply in enumerate(replies)
             for step in reply.steps
             if step.entropy is not None
@@ -80,8 +80,8 @@ class Glimpses:
         steps.sort(key=lambda step: -step[1])
         self.entropies: NDArray[np.float64] = np.array([step[1] for step in steps])
         self._problem = np.array([step[0] for step in steps])
-        self._tokens = np.array([step[2] for step in steps], dtype=float)
-        self._always = _always(replies)
+        self._more = np.array([step[2] - step[3] for step in steps], dtype=float)
+        self._always = _answers(replies) + np.array([sum(map(_single, reply.steps)) for reply in replies])
         self._all = np.array([reply.tokens for reply in replies], dtype=float)
 
     def threshold(self, share: float, weights: Weights | None = None) -> float:
@@ -91,7 +91,7 @@ class Glimpses:
         total = float(weights @ self._all)
         always = float(weights @ self._always)
         _reachable(share, always / total)
-        shares = (always + np.cumsum(weights[self._problem] * self._tokens)) / total
+        shares = (always + np.cumsum(weights[self._problem] * self._more)) / total
         easy = int(np.searchsorted(shares, share, side="right"))
         if easy == len(shares):
             return 0.0
@@ -110,18 +110,21 @@ class Glimpses:
 
 
 class TokenThresholds:
-    """Token thresholds that were tried on the same problems, and the large model's share at each."""
+    """Token thresholds that were tried on the same problems, and the large model's share at each. threshold: of steps,
+    the same with all of them."""
 
-    def __init__(self, tried: Mapping[float, Outcome]) -> None:
+    def __init__(self, tried: Mapping[float, Outcome], threshold: float) -> None:
         self._thresholds = sorted(tried)
         replies = [tried[threshold].replies for threshold in self._thresholds]
         self._large = np.array([[reply.large_tokens for reply in one] for one in replies], dtype=float)
         self._all = np.array([[reply.tokens for reply in one] for one in replies], dtype=float)
-        self._always = _always(replies[-1])
+        hard = [sum(step.tokens for step in reply.steps if (step.entropy or 0.0) > threshold) for reply in replies[-1]]
+        self._always = _answers(replies[-1]) + np.array(hard, dtype=float)
 
     def threshold(self, share: float, weights: Weights | None = None) -> float:
         """Where the share would be `share`: the logarithm of it falls evenly between two that were tried, from all
-        tokens at 0 to the answers at the highest entropy. Raises `MeasuringError` where the answers are more."""
+        tokens at 0 to those that are large's anyway at the highest entropy. Raises `MeasuringError` where these are
+        more."""
         weights = np.ones(len(self._always)) if weights is None else weights
         least = float(weights @ self._always / (weights @ self._all[-1]))
         _reachable(share, least)
@@ -135,16 +138,21 @@ class TokenThresholds:
         return _interval(lambda weights: self.threshold(share, weights), len(self._always), seed)
 
 
-def _always(replies: Sequence[Reply]) -> NDArray[np.float64]:
-    """Tokens by the large model whatever the threshold: of the answers."""
+def _answers(replies: Sequence[Reply]) -> NDArray[np.float64]:
+    """Tokens by the large model that are of no step."""
     return np.array([reply.large_tokens - sum(step.by_large for step in reply.steps) for reply in replies], dtype=float)
 
 
-def _reachable(share: float, answers: float) -> None:
-    if answers > share:
+def _single(step: Step) -> int:
+    """Tokens by the large model in a step of the small one's: what a token threshold gives it."""
+    return step.by_large if step.by_large < step.tokens else 0
+
+
+def _reachable(share: float, least: float) -> None:
+    if least > share:
         raise MeasuringError(
-            f"the answers alone are {answers:.1%} of the tokens and by the large model; "
-            "ask for more, or let the small model answer (routing.answer_by)"
+            f"{least:.1%} of the tokens are the large model's at any such threshold, by its answers and by the other "
+            "threshold; ask for more, raise that one, or let the small model answer (routing.answer_by)"
         )
 
 
@@ -198,10 +206,10 @@ async def tokens_by_share(bench: Bench, share: float, threshold: float) -> Calib
         tried[following] = outcome = await bench.attempt(Way("routed", threshold, following))
         if abs(outcome.large_token_share - share) <= TOLERANCE:
             break
-        following = round(TokenThresholds(tried).threshold(share), 3)
+        following = round(TokenThresholds(tried, threshold).threshold(share), 3)
     nearest = min(tried, key=lambda one: abs(tried[one].large_token_share - share))
     outcome = tried[nearest]
-    low, high = TokenThresholds(tried).interval(share, bench.seed)
+    low, high = TokenThresholds(tried, threshold).interval(share, bench.seed)
     found = Estimate(nearest, round(min(low, nearest), 3), round(max(high, nearest), 3))
     return Calibrated(found, outcome.large_token_share, outcome.accuracy, len(outcome.replies), "token_threshold")
 
@@ -226,8 +234,9 @@ def highest(tried: dict[float, Outcome], accuracy: float) -> Calibrated:
     return Calibrated(found, outcome.large_token_share, outcome.accuracy, len(outcome.replies))
 
 
-def write(profile: Path, found: Calibrated) -> None:
-    """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
+def read(profile: Path) -> tuple[YAML, Any, Any]:
+    """A profile as it is to be written again: how, the whole of it, and the application of ours. Raises
+    `MeasuringError`."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -235,9 +244,16 @@ def write(profile: Path, found: Calibrated) -> None:
     try:
         config: Any = yaml.load(profile.read_text())
         application = next(one for one in config["applications"] if one["import_path"].startswith("deployments.app:"))
-        args = application["args"]
-    except (OSError, YAMLError, KeyError, TypeError, StopIteration):
+        assert application["args"] is not None
+    except (OSError, YAMLError, KeyError, TypeError, StopIteration, AssertionError):
         raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
+    return yaml, config, application
+
+
+def write(profile: Path, found: Calibrated) -> None:
+    """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
+    yaml, config, application = read(profile)
+    args = application["args"]
     args.setdefault("routing", {})[found.gate] = found.threshold.value
     text = io.StringIO()
     yaml.dump(config, text)
@@ -251,4 +267,7 @@ def write(profile: Path, found: Calibrated) -> None:
         del lines[row - 1]
         row -= 1
     lines.insert(row, f"{mark}{date.today()}: {found.note}")
-    profile.write_text("\n".join(lines) + "\n")
+    try:
+        profile.write_text("\n".join(lines) + "\n")
+    except OSError as error:
+        raise MeasuringError(f"{profile} can't be written: {error.strerror}") from None

@@ -55,8 +55,21 @@ def test_the_threshold_hands_over_as_many_steps_as_the_share_allows(
 
 
 def test_a_share_below_that_of_the_answers_is_refused() -> None:
-    with pytest.raises(MeasuringError, match=r"answers alone are 10\.0%"):
+    with pytest.raises(MeasuringError, match=r"10\.0% of the tokens"):
         Glimpses(REPLIES).threshold(0.05)
+
+
+def test_what_single_tokens_give_the_large_model_counts_before_any_step_is_handed_over() -> None:
+    whole, told = (
+        REPLIES[0],
+        (Step(0, "small", 0.1, 50, 1.0, "so", large_tokens=10), Step(1, "large", 2.0, 40, 1.0, "so")),
+    )
+    mixed = replace(whole, tokens=100, large_tokens=60, steps=told)
+    glimpses = Glimpses([mixed])
+    assert glimpses.threshold(0.2) > 2.0
+    assert 0.1 < glimpses.threshold(0.6) < 2.0
+    with pytest.raises(MeasuringError, match=r"20\.0% of the tokens"):
+        glimpses.threshold(0.15)
 
 
 def test_the_interval_holds_the_threshold_and_is_the_same_for_the_same_seed() -> None:
@@ -116,7 +129,7 @@ async def test_a_share_of_tokens_is_tried_where_those_that_were_tried_say_it_lie
 async def test_a_share_of_tokens_below_that_of_the_answers_is_refused(server: Scripted) -> None:
     async with Client("http://server", transport=server.transport) as client:
         bench = Bench(client, QUESTIONS, seed=7, concurrency=4, max_tokens=None)
-        with pytest.raises(MeasuringError, match=r"answers alone are 10\.0%"):
+        with pytest.raises(MeasuringError, match=r"10\.0% of the tokens"):
             await tokens_by_share(bench, 0.05, 1.0)
 
 
@@ -129,7 +142,7 @@ def by_tokens(*large: int) -> Outcome:
 
 
 def test_a_token_threshold_lies_between_those_that_came_to_more_and_to_less() -> None:
-    tried = TokenThresholds({0.5: by_tokens(40, 20), 1.0: by_tokens(20, 4)})
+    tried = TokenThresholds({0.5: by_tokens(40, 20), 1.0: by_tokens(20, 4)}, 3.0)
     assert 0.5 < tried.threshold(0.2) < 1.0
     assert tried.threshold(0.3) == pytest.approx(0.5)
     assert 0.0 < tried.threshold(0.6) < 0.5
@@ -137,6 +150,16 @@ def test_a_token_threshold_lies_between_those_that_came_to_more_and_to_less() ->
     assert tried.threshold(0.0) == pytest.approx(MAX_ENTROPY)
     low, high = tried.interval(0.2, 7)
     assert low < tried.threshold(0.2) < high
+
+
+def test_steps_that_the_other_threshold_hands_over_are_the_least_there_is() -> None:
+    steps = (Step(0, "small", 0.1, 60, 1.0, "so", large_tokens=6), Step(1, "large", 2.0, 40, 1.0, "so"))
+    outcome = Outcome(Way("routed"), (replace(REPLIES[0], tokens=100, large_tokens=46, steps=steps),), (None,), (True,))
+    tried = TokenThresholds({1.0: outcome}, 1.5)
+    assert tried.threshold(0.46) == pytest.approx(1.0)
+    assert 1.0 < tried.threshold(0.42) < MAX_ENTROPY
+    with pytest.raises(MeasuringError, match=r"40\.0% of the tokens"):
+        tried.threshold(0.3)
 
 
 async def test_the_highest_token_threshold_that_is_right_often_enough_is_taken(server: Scripted) -> None:
