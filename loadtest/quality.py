@@ -229,9 +229,9 @@ async def measure(bench: Bench, served: Served, options: argparse.Namespace) -> 
         separated = await separation(bench.client, served, tokenizer, known, bench.concurrency)
     every = [*outcomes, best] if best else outcomes
     print(shown(every, pairings(every), separated))
+    save(best, separated)
     if options.plot:
         plot([outcome.row() for outcome in every], options.plot)
-    save(best, separated)
 
 
 def words(text: str) -> list[str]:

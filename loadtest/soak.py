@@ -34,7 +34,7 @@ import yaml
 from sqlalchemy import create_engine, select
 from tqdm import tqdm
 
-from loadtest.command import at_least_one, parser, run
+from loadtest.command import MeasuringError, at_least_one, parser, run
 from loadtest.offered import Asking
 from loadtest.overload import saturation
 from loadtest.processes import CpuTime, held_mib
@@ -121,13 +121,14 @@ def windows(
     engines = [sum(spent for kind, spent in one.items() if kind in ENGINES) for _, one in used]
     others = [sum(spent for kind, spent in one.items() if kind not in ENGINES | ASKING) for _, one in used]
     for first in range(0, round(minutes), WINDOW_MIN):
-        edges = first * 60, (first + WINDOW_MIN) * 60
+        length = min(WINDOW_MIN, minutes - first)  # the last may be a shorter one
+        edges = first * 60, (first + length) * 60
         took = [seconds for at, seconds in spans if edges[0] <= at < edges[1]]
         if len(took) > 1:
             p50, p95 = np.percentile(took, [50, 95])
             read_s = np.diff(np.interp(edges, ats, ats))[0]  # readings don't begin and end with the minutes
             cores = (np.diff(np.interp(edges, ats, spent))[0] / read_s for spent in (engines, others))
-            costs = (float(one) * WINDOW_MIN * 60_000 / len(took) for one in cores)
+            costs = (float(one) * length * 60_000 / len(took) for one in cores)
             found.append(Window(first, len(took), float(p50), float(p95), *costs))
     return found
 
@@ -192,7 +193,9 @@ def plot(
 
     figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(11, 6), layout="constrained")
     axes[0].set_prop_cycle(color=[pyplot.get_cmap("tab20")(n) for n in range(20)])
-    settled = next(held for at, held in samples if at >= settle_s)
+    settled = next((held for at, held in samples if at >= settle_s), None)
+    if settled is None:
+        raise MeasuringError("it ended before --settle: there is nothing to draw")
     for process, mib in settled.items():
         read = [(at / 60, 100 * held[process] / mib) for at, held in samples if process in held]
         axes[0].plot(*zip(*read, strict=True), label=f"{process}, {mib:.0f} MiB")
@@ -249,13 +252,13 @@ def main() -> None:
     within = [span for span in spans if span[0] < timedelta(minutes=options.minutes).total_seconds()]
     parts = windows(within, options.minutes, used)
     print(told(grown, parts))
-    if options.plot:
-        plot(samples, options.settle * 60.0, parts, options.plot)
     if options.json:
         data: dict[str, Any] = {"rate": rate, "growth": [asdict(one) for one in grown]}
         data |= {"windows": [asdict(one) for one in parts], "samples": samples, "used": used}
         data["spans"] = spans
         options.json.write_text(json.dumps(data, indent=1) + "\n")
+    if options.plot:
+        plot(samples, options.settle * 60.0, parts, options.plot)
     if process.returncode:
         raise SystemExit(1)
 

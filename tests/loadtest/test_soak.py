@@ -38,3 +38,5 @@ def test_cpu_time_of_a_request() -> None:
     ]
     parts = windows(spans, 10, used)
     assert [(one.engines_ms, one.others_ms) for one in parts] == [pytest.approx((500, 500)), pytest.approx((250, 250))]
+    parts = windows(spans, 7, used[:8])
+    assert [one.engines_ms for one in parts] == [pytest.approx(500), pytest.approx(100)], "two minutes are left"
