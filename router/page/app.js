@@ -21,10 +21,14 @@ let chosen = false;
 
 const threshold = () => $("threshold").valueAsNumber;
 
-/** The thresholds to ask with; that of tokens only where it is not the server's. */
+/** The thresholds to ask with, only where they are not the server's: who names none gets its tenant's own, or what the
+ * server has moved it to. */
 function gates() {
   const tokens = $("by-token").checked ? $("token-threshold").valueAsNumber : MOST;
-  return { threshold: threshold(), ...(tokens === (server.token_threshold ?? MOST) ? {} : { token_threshold: tokens }) };
+  return {
+    ...(chosen ? { threshold: threshold() } : {}),
+    ...(tokens === (server.token_threshold ?? MOST) ? {} : { token_threshold: tokens }),
+  };
 }
 
 // Asking
@@ -32,16 +36,19 @@ function gates() {
 async function run(question, models) {
   if (hangUp) return;
   say("");
-  if (!server && !(await meet())) return;
+  hangUp = new AbortController();
+  if (!server && !(await meet())) {
+    hangUp = null;
+    return;
+  }
   if (!chosen) place(server.threshold);
   const asked = gates();
-  const effective = { token_threshold: server.token_threshold, ...asked };
+  const effective = { threshold: server.threshold, token_threshold: server.token_threshold, ...asked };
   const lanes = models.map((model) => begin({ model, gates: effective, thinks: server.thinks }));
   const pair = { fingerprint: server.pair, ...server.models };
   show({ question, lanes, pair, askedAt: new Date().toISOString() });
   $("origin").textContent = models.length > 1 ? "Side by side" : routedAt(lanes[0]);
   history.replaceState(null, "", location.pathname + location.search);
-  hangUp = new AbortController();
   busy(true);
   try {
     for (const lane of lanes) if (!(await write(lane, question, asked, hangUp.signal))) break;
