@@ -54,17 +54,19 @@ class RunScheduler(Scheduler):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
+        before = request.status
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         run = None if stopped else self._run(request)
         if run is not None:
             [token] = new_token_ids
-            over = run.take(token, self._entropy(request) if run.wants_entropy else None, 0.0) is not None
-            # One that was preempted since this token was planned is in a queue, where a session must not wait for its
+            if run.take(token, self._entropy(request) if run.wants_entropy else None, 0.0) is not None:
+                request.status, stopped = RequestStatus.FINISHED_STOPPED, True
+        if stopped and is_stale and request.resumable:
+            # It was preempted since this token was planned, and stands in a queue, where a session can't wait for its
             # next turn. It writes on until the replica aborts it.
-            stopped = over and not is_stale
-            if stopped:
-                request.status = RequestStatus.FINISHED_STOPPED
-            elif over and request.sampling_params is not None:
+            request.status, stopped = before, False
+            request.max_tokens += 1
+            if request.sampling_params is not None:
                 self._runs[request] = request.sampling_params, None
         return new_token_ids, stopped
 

@@ -33,6 +33,7 @@ class Asked:
 
     def __init__(self, id: str, params: SamplingParams) -> None:
         self.request_id, self.sampling_params, self.status = id, params, RequestStatus.RUNNING
+        self.resumable, self.max_tokens = True, params.max_tokens
 
 
 @pytest.fixture
@@ -119,13 +120,18 @@ def test_a_session_has_a_run_for_each_turn(scheduler: RunScheduler) -> None:
     assert [drawn(scheduler, {request: (A, SURE)}) for _ in range(2)] == [[False], [True]]
 
 
-def test_a_request_that_was_preempted_meanwhile_is_left_to_the_replica(scheduler: RunScheduler) -> None:
+def test_a_request_that_was_preempted_meanwhile_is_left_to_the_replica(
+    scheduler: RunScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In vLLM's queue a session would wait for its next turn where nobody finds it."""
     request = Asked("r", params(hop(A, max_tokens=2)))
     assert drawn(scheduler, {request: (A, SURE)}) == [False]
     assert drawn(scheduler, {request: (A, SURE)}, is_stale=True) == [False]
     assert drawn(scheduler, {request: (A, SURE)}) == [False]
     assert request.status is RequestStatus.RUNNING
+    capped = Asked("capped", params(hop(A, max_tokens=1)))
+    assert drawn(made(monkeypatch, ends=True), {capped: (A, SURE)}, is_stale=True) == [False], "nor by vLLM's own bound"
+    assert (capped.status, capped.max_tokens) == (RequestStatus.RUNNING, 101)
     request.sampling_params = params(hop(A, A, A, max_tokens=1))
     assert drawn(scheduler, {request: (A, SURE)}) == [True]
 
