@@ -15,7 +15,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from router.hop import Chunk, Hop
+from router.hop import Chunk, Ending, Hop
+from router.leftovers import unwanted
 from router.loop import Pool
 
 LATELY = 512
@@ -97,13 +98,20 @@ class Heeded:
         if hop.token_gate is not None:
             # What a raised gate lets pass has to be heard of, or the gate would never be seen to be too high.
             hop = replace(hop, watched=self._base())
+        # Of the first step by the glimpse that failed before it.
+        heard = hop.open_entropy is not None and not hop.open_tokens
         async with aclosing(self._pool.write(hop)) as chunks:
             async for chunk in chunks:
+                if unwanted.get():
+                    yield chunk  # what comes in its place is heard of
+                    continue
                 for step in chunk.steps:
-                    if step.entropy is not None:
+                    if step.entropy is not None and not heard:
                         self._controller.saw(step.entropy)
+                    heard = False
                 if (end := chunk.end) is not None:
-                    # A glimpse that failed is told again by its step, whoever writes that.
+                    if end.ending is Ending.GLIMPSE and end.glimpse is not None:
+                        self._controller.saw(end.glimpse)
                     self._controller.saw_tokens(end.watched)
                     if self._loads:
                         self._controller.told(end.load)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recited import DEFAULTS, chat, events, router
 
 from router.controller import Controller, Target
-from router.request import Finished, Routing, StepWritten
+from router.request import Finished, Routing, StepWritten, Unavailable
 from router.service import StepRouter
 
 TEXT = "easy.\n\nhard.\n\neasy.\n\n</think>done<end>"
@@ -113,12 +113,24 @@ async def test_requests_that_name_a_threshold_keep_it() -> None:
     assert (await finished(service, threshold=1.0)).escalations == 1
 
 
+async def test_a_step_that_nobody_writes_is_heard_of() -> None:
+    service, pools = router(TEXT, hard=frozenset({1}), defaults=replace(DEFAULTS, target=TARGET))
+    assert service.controller is not None
+    pools["large"].away = True
+    with pytest.raises(Unavailable):
+        await events(service, chat())
+    assert list(service.controller._steps) == [0.0, 2.0]
+
+
+BY_TOKEN = {"threshold": 3.0, "token_threshold": 1.0}
+
+
 async def test_each_step_is_heard_of_once_whoever_writes_it() -> None:
     service, _ = router(TEXT, hard=frozenset({1}), defaults=replace(DEFAULTS, target=TARGET))
     assert service.controller is not None
-    for threshold in (1.0, 3.0):
+    for gates in ({"threshold": 1.0}, {"threshold": 3.0}, {"threshold": 1.0, "max_large_share": 0.0}, BY_TOKEN):
         heard = len(service.controller._steps)
-        told = await events(service, chat(routing=Routing(threshold=threshold)))
+        told = await events(service, chat(routing=Routing(**gates)))
         looked_at = [one.entropy for one in told if isinstance(one, StepWritten) and one.entropy is not None]
         assert list(service.controller._steps)[heard:] == looked_at
 
