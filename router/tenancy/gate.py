@@ -7,7 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from starlette._utils import get_route_path
@@ -37,8 +37,11 @@ NO_DIGEST = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
+    """tried: when it was last looked up, in vain perhaps."""
+
     found: tuple[Key, Policy] | None
     at: float
+    tried: float
 
 
 class Gate:
@@ -100,17 +103,18 @@ class Gate:
         assert self._directory is not None
         now = time.monotonic()
         known = self._remembered.get(id)
-        if known is not None and now - known.at < self._cache_s:
+        if known is not None and now - known.tried < self._cache_s:
             return known.found
         try:
             found = await answered(self._directory.find, id)
         except DatabaseError as error:
             if known is not None and known.found is not None and now - known.at < STALE_S:
+                self._remembered[id] = replace(known, tried=time.monotonic())
                 return known.found
             log.warning("a key could not be looked up: %s", error)
             message = "API keys can't be checked at present; try again."
             raise Refusal(message, status=503, code="keys_unavailable", retry_after_s=2.0) from error
-        self._remembered[id] = Remembered(found, now)
+        self._remembered[id] = Remembered(found, now, now)
         self._remembered.move_to_end(id)
         if len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)

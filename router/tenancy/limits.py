@@ -151,6 +151,8 @@ class Limits:
         item, key = RateLimitItemPerMinute(caller.policy.tokens_per_minute or 1), _of(caller, "tokens")
         _, last_left_s, _, this_left_s = await self._storage.get_sliding_window(item.key_for(*key), WINDOW_S)
         began = time.time() + this_left_s - 2 * WINDOW_S - CLOCK_S
+        if not this_left_s:
+            return  # nobody has taken any for so long that both minutes are forgotten
         if taken.at >= began:
             await self._tokens.hit(item, *key, cost=-tokens)
         elif taken.at >= began - WINDOW_S and last_left_s > GONE_S:

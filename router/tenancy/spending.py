@@ -121,6 +121,7 @@ class Budgets:
             except DatabaseError as error:
                 if known is not None:
                     log.warning("a budget could not be read: %s", error)
+                    known.at = time.monotonic()  # or whoever waits for the lock would try again, one after the other
                     return known
                 message = "Budgets can't be read at present; try again."
                 raise Refusal(message, status=503, code="budgets_unavailable", retry_after_s=2.0) from error

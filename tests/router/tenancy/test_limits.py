@@ -135,6 +135,15 @@ async def test_what_is_given_back_of_last_minute_fades_as_it_does(make: Make) ->
     assert (await limits._storage.get_sliding_window(key, 60))[::2] == (300, 100)
 
 
+async def test_where_both_minutes_are_forgotten_nothing_is_given_back(make: Make) -> None:
+    limits, who = make(), caller(tokens_per_minute=1000)
+    limits.settle(who, module.Taken(800, time.time() - 70), 0)
+    await settled()
+    assert await limits.take(who, 1000)
+    with pytest.raises(Refusal):
+        await limits.take(who, 1)
+
+
 async def test_what_was_taken_long_ago_is_not_given_back(make: Make) -> None:
     limits, who = make(), caller(tokens_per_minute=1000)
     taken = await limits.take(who, 800)
