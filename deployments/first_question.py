@@ -35,7 +35,12 @@ def ask_both(url: str) -> str:
             reply = post(server, body)
             if reply.status_code == 401:
                 return "Not asked: the server wants a key (set GLIMPROUTER_API_KEY to have it tried)"
-            if reply.status_code in (403, 429):  # a tenant's own bounds, which say nothing against the system
+            if key and reply.status_code in (
+                400,
+                403,
+                413,
+                429,
+            ):  # a tenant's bounds, which say nothing against the system
                 return f"Not asked: GLIMPROUTER_API_KEY's tenant may not ({said(reply.text)})"
             if reply.status_code != 200:
                 raise StartError(f"asked model `{model}`, the server answered {reply.status_code}: {said(reply.text)}")

@@ -42,7 +42,7 @@ def roll_out(plan: Plan, say: Say) -> None:
     old = {key: value for key, value in told["deployed_app_config"].items() if value is not None}
     others = [one for one in plan.config["applications"] if one is not new]
     before, after = (AppConfig.read(one["args"]) for one in (old, new))
-    pair = _pair(name)
+    pair = _pair(name) or before.fingerprint
     if pair == after.fingerprint:
         say(f"Updating {name} in place (pair {pair})")
         _deploy(client, plan, [new | {"name": name}, *others])
@@ -76,17 +76,17 @@ def _connect() -> Any:
         raise StartError("Ray is up there, but no system is running on it") from None
 
 
-def _pair(name: str) -> str:
-    """The fingerprint that an application was started with: its folders may hold other weights by now."""
+def _pair(name: str) -> str | None:
+    """The fingerprint that an application was started with: its folders may hold other weights by now. None if none of
+    its routers answers, as when it is to be mended by this."""
     import ray
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     try:
         return str(serve.get_app_handle(name).pair.remote().result(timeout_s=ANSWER_S))
-    except (ray.exceptions.RayError, TimeoutError):
-        raise StartError(
-            f"no router of {name} answers; is it up? `glimprouter` can change a running one only"
-        ) from None
+    except (ray.exceptions.RayError, RayServeException, TimeoutError):
+        return None
 
 
 def _ours(applications: list[dict[str, Any]], profile: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ import numpy as np
 
 from deployments.config import AppConfig, PoolConfig
 from loadtest.client import each
-from loadtest.command import among, at_least_one, numbers, parser, run, serving
+from loadtest.command import MeasuringError, among, at_least_one, numbers, parser, run, serving
 from loadtest.engines import drafting, environment_of, own_environment, served, settings_of, stock
 from loadtest.hard_steps import opened, tokenizer_of
 from loadtest.intervals import share
@@ -216,6 +216,7 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
     none is found in a cache, and so are a file's within a round. Each round, whose systems start anew, has them again.
     """
     measurements: dict[int, list[list[Question]]] = {}
+    lines = from_file(options.data, None, BOXED) if options.data else []
     stop = 0
     for n, clients in enumerate(options.clients):
         count = options.problems[n % len(options.problems)] if options.problems else max(16, 4 * clients)
@@ -224,7 +225,12 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
             measurements[clients] = [made[i : i + count] for i in range(0, len(made), count)]
         else:
             start, stop = stop, stop + options.repeats * count
-            read = from_file(options.data, stop, BOXED)[start:]
+            read = lines[start:stop]
+            if len(read) < stop - start:
+                raise MeasuringError(
+                    f"{options.data} has {len(lines)} problems; up to {clients} clients {stop} are needed, as none is "
+                    "put twice: ask for fewer with --problems"
+                )
             measurements[clients] = [read[i : i + count] for i in range(0, len(read), count)] * options.rounds
     return measurements
 
@@ -266,7 +272,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--problems",
         type=numbers,
         metavar="N,…",
-        help="in a measurement, for all or for each of --clients (default: 4 for each client, 16 or more)",
+        help="in a measurement, for all or for each of --clients, each time others (default: 4 a client, 16 or more)",
     )
     made.add_argument("--data", type=Path, metavar="FILE.jsonl", help="with `question` and `answer`, not the generator")
     made.add_argument("--threshold", type=float, help="nats (default: the profile's)")
@@ -289,7 +295,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = made.parse_args(arguments)
     if options.problems and len(options.problems) not in (1, len(options.clients)):
         made.error("--problems: one number, or one for each of --clients")
-    if options.url and options.data and options.rounds > 1:
+    if options.url and options.data and options.rounds > 1 and "ours" in options.systems:
         made.error(
             "--url with --data: a system that is not started anew knows the problems in a second round: --rounds 1"
         )

@@ -47,12 +47,13 @@ class Leftovers:
         reading = list(self._reading.values())
         if not reading:
             return
+        tasks = list(reading)
         if kind is None:
-            reading.append(asyncio.create_task(self._call_off()))
+            tasks.append(asyncio.create_task(self._call_off()))
             await asyncio.wait(reading, timeout=PATIENCE_S)
-        for task in reading:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*reading, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self, chunks: AsyncGenerator[Chunk]) -> None:
         """Closes a hop, unless it was left."""

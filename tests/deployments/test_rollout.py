@@ -92,6 +92,14 @@ def test_other_weights_in_the_same_folders_are_another_pair(
     assert [len(applications) for applications in cluster.deployed] == [2, 2, 1]
 
 
+def test_one_whose_routers_do_not_answer_can_be_mended(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "_pair", lambda name: None)
+    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    assert cluster.deployed == [[("glimpse", "/")]]
+
+
 def test_an_application_that_was_started_by_hand_is_none_of_ours(cluster: Cluster, tmp_path: Path) -> None:
     cluster.others = {"theirs": {"deployed_app_config": None, "route_prefix": "/theirs", "deployments": {}}}
     rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
