@@ -139,7 +139,9 @@ async def test_a_hop_that_guessed_wrong_ends_when_the_next_one_comes(
     client: httpx.AsyncClient, receiver: Receiver
 ) -> None:
     guesses, endings = [], []
-    for problem in problems(6):
+    for problem in problems(60):
+        if "left" in endings:  # the small model may be at the end of its step before it could be told
+            break
         trace, glimpse = await traced(client, problem.question, threshold=3.0, token_threshold=0.5)
         hops = [span for span in await told(receiver, trace) if span.name in HOPS]
         assert len(hops) == glimpse["hops"]
