@@ -12,23 +12,20 @@ from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
-from router.hop import Chunk, Hop
+from router.hop import Chunk
 from router.request import Model, Refusal
 from router.transcript import Transcript
+
+if TYPE_CHECKING:
+    from router.loop import Pool
 
 PATIENCE_S = 5.0
 """How long a request that has come to its end waits for it."""
 
 unwanted: ContextVar[bool] = ContextVar("unwanted", default=False)
 """Whether what a hop tells is only counted."""
-
-
-class Pool(Protocol):
-    """See `router.loop.Pool`."""
-
-    def write(self, hop: Hop) -> AsyncGenerator[Chunk]: ...
 
 
 class Leftovers:
