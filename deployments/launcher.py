@@ -67,6 +67,8 @@ ENVIRONMENT: dict[str, str] = {
     # Engines that start beside it can keep a small machine's cores so busy that the proxy would be given up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # FlashInfer's sampler is compiled when an engine starts, which takes a CUDA toolkit beside the driver.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     # Nobody's prompts, models or hardware are reported anywhere.
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
