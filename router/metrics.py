@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_TENANTS = 200
 
 _STEP_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
+_HOP_S = [*_STEP_S, 120.0, 300.0, 600.0]
 _REQUEST_S = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0]
 _FIRST_TOKEN_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 _NATS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0]
@@ -41,7 +42,7 @@ class Metrics:
         self.shed = Counter("glimpse_shed_total", "Requests refused for want of room or rights.", ("reason",))
         self.step_seconds = Histogram("glimpse_step_seconds", "Time a step was written in.", _STEP_S, ("model",))
         self.hop_seconds = Histogram(
-            "glimpse_hop_seconds", "Time of a call from router to pool.", _STEP_S, ("pool", "hop")
+            "glimpse_hop_seconds", "Time of a call from router to pool.", _HOP_S, ("pool", "hop")
         )
         self.entropy = Histogram("glimpse_entropy_nats", "Entropy of the glimpse at a step's first token.", _NATS)
         self.first_token_seconds = Histogram(
