@@ -13,7 +13,7 @@ from collections import Counter
 
 import httpx
 
-from loadtest.command import at_least_one, parser, run
+from loadtest.command import MeasuringError, at_least_one, parser, run
 from loadtest.table import table
 from loadtest.tenants import Office, tenanted
 
@@ -40,10 +40,12 @@ async def offer(office: Office, offered: int, seconds: float) -> Counter[int]:
 
 
 def main() -> None:
-    options_of = parser("loadtest.admission", __doc__, concurrency=1)
+    options_of = parser("loadtest.admission", __doc__, concurrency=None)
     options_of.add_argument("--offered", type=at_least_one, default=600)
     options_of.add_argument("--limit", type=at_least_one, default=60, help="requests a minute")
     options = options_of.parse_args()
+    if options.url:
+        raise MeasuringError("the tenant and its limit are its own, so is the system: leave --url out")
     policy = {"limited": {"requests_per_minute": options.limit}}
     with tenanted(options.profile, options.port, policy, routers=2) as office:
         codes = asyncio.run(offer(office, options.offered, 60.0))

@@ -174,7 +174,9 @@ def main() -> None:
     if options.json:
         told = {"tally": asdict(tally), "kills": [asdict(one) for one in kills]}
         options.json.write_text(json.dumps(told, indent=1))
-    if tally.failed or tally.differing:
+    if not tally.resumed_hops:
+        print("no kill met a hop: nothing was proven; kill more often (--kills) or ask more at a time (--concurrency)")
+    if tally.failed or tally.differing or not tally.resumed_hops:
         raise SystemExit(1)
 
 

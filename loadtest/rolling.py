@@ -39,9 +39,12 @@ SETTLED_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Update:
+    """What the system is to be changed to; other_pair: whether it is served by other models then."""
+
     name: str
     profile: Path
     threshold: float
+    other_pair: bool = False
 
 
 @dataclass
@@ -66,10 +69,10 @@ def updates(profile: Path) -> Iterator[tuple[Update, list[Update]]]:
     first = AppConfig.read(args).routing.threshold
     with tempfile.TemporaryDirectory() as folder:
 
-        def saved(name: str, threshold: float) -> Update:
+        def saved(name: str, threshold: float, *, other_pair: bool = False) -> Update:
             path = Path(folder, f"{len(list(Path(folder).iterdir()))}.yaml")
             path.write_text(yaml.safe_dump(config))
-            return Update(name, path, threshold)
+            return Update(name, path, threshold, other_pair)
 
         start = saved("as it was", first)
         second = first + 1.0
@@ -79,7 +82,7 @@ def updates(profile: Path) -> Iterator[tuple[Update, list[Update]]]:
         limits = saved("new limits", second)
         # Two models that differ from the old pair's in what they write, and share its vocabulary.
         args["large"]["model"] = str(shutil.copytree(AppConfig.read(args).small.path, Path(folder, "other")))
-        yield start, [threshold, limits, saved("another pair", second)]
+        yield start, [threshold, limits, saved("another pair", second, other_pair=True)]
 
 
 async def ask_all(client: httpx.AsyncClient, questions: list[Question], concurrency: int) -> list[Streamed]:
@@ -104,14 +107,17 @@ async def under_load(url: str, questions: list[Question], todo: list[Update], co
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
         right: dict[tuple[str, float | None, str], Streamed] = {}
 
-        async def learn() -> None:
-            """What the pair and threshold of the moment write, undisturbed."""
+        async def learn() -> set[tuple[str, float | None]]:
+            """What the pair and threshold of the moment write, undisturbed; and these."""
+            now = set()
             for question, one in zip(questions, await ask_all(client, questions, concurrency), strict=True):
                 if one.error or one.finish is None:
                     raise MeasuringError(f"a request fails without any update: {one.error or 'no end'}")
                 right[one.pair, one.threshold, question.text] = one
+                now.add((one.pair, one.threshold))
+            return now
 
-        await learn()
+        before = await learn()
         turn, over = itertools.cycle(questions), asyncio.Event()
         tally = Tally("before")
 
@@ -140,7 +146,12 @@ async def under_load(url: str, questions: list[Question], todo: list[Update], co
             tally.seconds = time.monotonic() - began
             tallies.append(tally)
             print(f"{update.name}: {len(tally.streams)} answered, {len(tally.failed)} failed", flush=True)
-            await learn()
+            after = await learn()
+            if {threshold for _, threshold in after} != {update.threshold} or update.other_pair is (
+                {pair for pair, _ in after} == {pair for pair, _ in before}
+            ):
+                tally.failed.append(f"the update did not come: {after} after {before}")
+            before = after
         for tally in tallies:
             for question, one in tally.streams:
                 expected = right.get((one.pair, one.threshold, question.text))

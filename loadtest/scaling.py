@@ -148,6 +148,11 @@ async def watch(timeline: Timeline, phase: Phase, options: argparse.Namespace, b
             up = counts[place] + starting[pool]
             if before is not None and before[place] == phase.ready[place] != up:
                 strayed.setdefault(pool, f"{phase.name}: {up} {pool} replicas at {now - began:.0f} s")
+        if arrived is not None and counts != phase.ready:
+            timeline.wrong.append(
+                f"{phase.name}: {counts} replicas at {now - began:.0f} s, where {phase.ready} had come"
+            )
+            break
         arrived = arrived or (now if counts == phase.ready else None)
         if arrived is None and now - since > options.within:
             timeline.wrong.append(f"{phase.name}: {counts} replicas after {options.within} s, not {phase.ready}")
