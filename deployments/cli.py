@@ -62,14 +62,15 @@ def run(
     parent = os.getppid()
     from deployments import launcher
     from deployments.config import embedded_pair
+    from deployments.plan import check_port, read_plan
     from deployments.progress import StartError
 
     profile = profile or embedded_pair()
     if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
         profile = named
     try:
-        plan = launcher.read_plan(profile, host=host, port=port, verbose=verbose)
-        launcher.check_port(plan.host, plan.port)
+        plan = read_plan(profile, host=host, port=port, verbose=verbose)
+        check_port(plan.host, plan.port)
     except StartError as error:
         raise _fail(error) from None
     raise typer.Exit(launcher.supervise(plan, parent if with_parent else None))
@@ -84,14 +85,14 @@ def rollout(
     A new threshold (in `deployments`, as the router's `user_config`) is taken up at once. A new pair starts beside the
     old one, so there must be room for both, and requests end on the pair they began with.
     """
-    from deployments import launcher
+    from deployments.plan import read_plan
     from deployments.progress import Console, StartError
     from deployments.rollout import roll_out
 
     if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
         profile = named
     try:
-        plan = launcher.read_plan(profile)
+        plan = read_plan(profile)
         roll_out(plan, Console(plan.started).say)
     except StartError as error:
         raise _fail(error) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.attaching import attach
 from deployments.config import AppConfig
-from deployments.launcher import Plan
+from deployments.plan import Plan
 from deployments.progress import StartError, root_cause
 
 APP = "deployments.app:build"

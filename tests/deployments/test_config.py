@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from deployments import config, launcher
+from deployments import config
 from deployments.config import AppConfig, ConfigError
+from deployments.plan import read_plan
 
 EDGE = 1 << 20
 
@@ -122,7 +123,7 @@ def test_gpus_that_a_pool_cannot_do_without(
 @pytest.mark.parametrize(("on_cpu", "gpus"), [(True, 0.0), (False, 1.0)])
 def test_the_embedded_pair_asks_for_one_gpu_at_most(monkeypatch: pytest.MonkeyPatch, on_cpu: bool, gpus: float) -> None:
     monkeypatch.setattr(config, "is_cpu_build", lambda: on_cpu)
-    assert launcher.read_plan(config.embedded_pair()).gpus == gpus
+    assert read_plan(config.embedded_pair()).gpus == gpus
 
 
 @pytest.mark.parametrize("name", ["small", "large"])

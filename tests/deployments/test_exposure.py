@@ -9,6 +9,7 @@ import yaml
 from deployments import launcher
 from deployments.config import AccessConfig
 from deployments.exposure import Exposed, check
+from deployments.plan import read_plan
 from deployments.progress import StartError
 from router.tenancy.database import connect, upgrade
 from router.tenancy.directory import Directory
@@ -87,8 +88,8 @@ def test_the_launcher_refuses_before_anything_runs(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("GLIMPROUTER_DATABASE_URL", raising=False)
     pocket = Path(launcher.__file__).parent / "profiles" / "pocket.yaml"
     with pytest.raises(StartError, match="anyone could use a server on 0"):
-        launcher.read_plan(pocket, host="0.0.0.0")
-    assert "No keys" in str(launcher.read_plan(pocket).notice)
+        read_plan(pocket, host="0.0.0.0")
+    assert "No keys" in str(read_plan(pocket).notice)
 
 
 def test_every_application_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,4 +103,4 @@ def test_every_application_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_pat
     profile = tmp_path / "two.yaml"
     profile.write_text(yaml.safe_dump(config))
     with pytest.raises(StartError, match="anyone could use a server on 0"):
-        launcher.read_plan(profile, host="0.0.0.0")
+        read_plan(profile, host="0.0.0.0")

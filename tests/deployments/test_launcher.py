@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from deployments import launcher
+from deployments.plan import read_plan
 from deployments.progress import StartError, root_cause
 from router.tenancy.settings import loopback
 
@@ -46,7 +47,7 @@ def test_a_bad_profile_is_refused_in_one_line_that_names_it(text: str, says: str
     profile = tmp_path / "bad.yaml"
     profile.write_text(text)
     with pytest.raises(StartError) as refused:
-        launcher.read_plan(profile)
+        read_plan(profile)
     message = str(refused.value)
     assert message.startswith(f"{profile}: ")
     assert says in message
@@ -85,13 +86,13 @@ def test_profiles_that_come_along_are_serve_config_files(profile: Path) -> None:
 def test_host_and_port_given_win_over_the_profiles_which_win_over_the_defaults(tmp_path: Path) -> None:
     profile = tmp_path / "p.yaml"
     profile.write_text("applications: [{import_path: 'a:b'}]")
-    assert launcher.read_plan(profile).url == "http://127.0.0.1:8000"
+    assert read_plan(profile).url == "http://127.0.0.1:8000"
     profile.write_text("applications: [{import_path: 'a:b'}]\nhttp_options: {host: 0.0.0.0, port: 9001}")
-    plan = launcher.read_plan(profile)
+    plan = read_plan(profile)
     assert (plan.host, plan.port, plan.url) == ("0.0.0.0", 9001, "http://127.0.0.1:9001")
-    plan = launcher.read_plan(profile, host="127.0.0.1", port=9002)
+    plan = read_plan(profile, host="127.0.0.1", port=9002)
     assert (plan.host, plan.port) == ("127.0.0.1", 9002)
-    assert launcher.read_plan(profile, host="::1").url == "http://[::1]:9001"
+    assert read_plan(profile, host="::1").url == "http://[::1]:9001"
 
 
 def test_the_root_cause_of_a_traceback_is_its_last_error() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments import launcher, rollout
+from deployments import rollout
 from deployments.config import AppConfig
+from deployments.plan import Plan, read_plan
 from deployments.progress import StartError
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +42,12 @@ class Cluster:
 
 
 @pytest.fixture
-def plan() -> launcher.Plan:
-    return launcher.read_plan(POCKET)
+def plan() -> Plan:
+    return read_plan(POCKET)
 
 
 @pytest.fixture
-def cluster(plan: launcher.Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster(plan.config["applications"][0])
     monkeypatch.setattr(rollout, "_connect", lambda: cluster)
     monkeypatch.setattr(rollout, "_wait_until_running", lambda name, say: None)
@@ -68,7 +69,7 @@ def profile(folder: Path, **changes: Any) -> Path:
 
 def test_the_same_pair_is_updated_in_place(cluster: Cluster, tmp_path: Path) -> None:
     tuned = {"deployments": [{"name": "router", "user_config": {"threshold": 1.5}}]}
-    rollout.roll_out(launcher.read_plan(profile(tmp_path, application=tuned)), lambda line: None)
+    rollout.roll_out(read_plan(profile(tmp_path, application=tuned)), lambda line: None)
     assert cluster.deployed == [[("glimpse", "/")]]
     assert cluster.configs[0].applications[0].deployments[0].user_config == {"threshold": 1.5}
 
@@ -76,7 +77,7 @@ def test_the_same_pair_is_updated_in_place(cluster: Cluster, tmp_path: Path) -> 
 def test_a_new_pair_gets_the_route_only_beside_the_old_one_and_the_old_one_goes_last(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    rollout.roll_out(launcher.read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
+    rollout.roll_out(read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
     staged, switched, left = cluster.deployed
     ((old, route), (new, none)) = staged
     assert (old, route, none) == ("glimpse", "/", None)
@@ -88,7 +89,7 @@ def test_other_weights_in_the_same_folders_are_another_pair(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "_pair", lambda name: "0123456789abcdef")
-    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    rollout.roll_out(read_plan(profile(tmp_path)), lambda line: None)
     assert [len(applications) for applications in cluster.deployed] == [2, 2, 1]
 
 
@@ -96,13 +97,13 @@ def test_one_whose_routers_do_not_answer_can_be_mended(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "_pair", lambda name: None)
-    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    rollout.roll_out(read_plan(profile(tmp_path)), lambda line: None)
     assert cluster.deployed == [[("glimpse", "/")]]
 
 
 def test_an_application_that_was_started_by_hand_is_none_of_ours(cluster: Cluster, tmp_path: Path) -> None:
     cluster.others = {"theirs": {"deployed_app_config": None, "route_prefix": "/theirs", "deployments": {}}}
-    rollout.roll_out(launcher.read_plan(profile(tmp_path)), lambda line: None)
+    rollout.roll_out(read_plan(profile(tmp_path)), lambda line: None)
     assert cluster.deployed == [[("glimpse", "/")]]
 
 
@@ -114,7 +115,7 @@ def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
 
     monkeypatch.setattr(rollout, "_wait_until_running", fails)
     with pytest.raises(StartError, match="no GPU"):
-        rollout.roll_out(launcher.read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
+        rollout.roll_out(read_plan(profile(tmp_path, small={"dtype": "bfloat16"})), lambda line: None)
     assert cluster.deployed[-1] == [("glimpse", "/")]
 
 
@@ -122,4 +123,4 @@ def test_a_pair_that_does_not_come_up_leaves_the_old_one_as_it_was(
 def test_a_bad_user_config_is_one_line_that_names_the_field(tmp_path: Path, bad: dict[str, Any]) -> None:
     tuned = {"deployments": [{"name": "router", "user_config": bad}]}
     with pytest.raises(StartError, match=rf"router: user_config\.{next(iter(bad))}: "):
-        launcher.read_plan(profile(tmp_path, application=tuned))
+        read_plan(profile(tmp_path, application=tuned))

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 
 from deployments import launcher
+from deployments.plan import read_plan
 from deployments.progress import StartError
 from loadtest.receiver import receiving
 from router import tracing
@@ -82,7 +83,7 @@ def test_a_protocol_that_is_not_spoken_is_told(monkeypatch: pytest.MonkeyPatch, 
         tracing.endpoint()
     profile = Path(launcher.__file__).parent / "profiles" / "pocket.yaml"
     with pytest.raises(StartError, match="grpc or http/protobuf"):
-        launcher.read_plan(profile)
+        read_plan(profile)
 
 
 def test_nowhere_if_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
