@@ -235,7 +235,7 @@ def highest(tried: dict[float, Outcome], accuracy: float) -> Calibrated:
 
 
 def read(profile: Path) -> tuple[YAML, Any, Any]:
-    """A profile as it is to be written again: how, the whole of it, and the application of ours. Raises
+    """A profile as it is to be written again: how, the whole of it, and our application's `args`. Raises
     `MeasuringError`."""
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -244,23 +244,22 @@ def read(profile: Path) -> tuple[YAML, Any, Any]:
     try:
         config: Any = yaml.load(profile.read_text())
         application = next(one for one in config["applications"] if one["import_path"].startswith("deployments.app:"))
-        assert application["args"] is not None
-    except (OSError, YAMLError, KeyError, TypeError, StopIteration, AssertionError):
+        args = application["args"]
+    except (OSError, YAMLError, KeyError, TypeError, StopIteration):
         raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
-    return yaml, config, application
+    return yaml, config, args
 
 
 def write(profile: Path, found: Calibrated) -> None:
     """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
-    yaml, config, application = read(profile)
-    args = application["args"]
+    yaml, config, args = read(profile)
     args.setdefault("routing", {})[found.gate] = found.threshold.value
     text = io.StringIO()
     yaml.dump(config, text)
     lines = text.getvalue().splitlines()
     # Where the key ended up; ruamel only knows where it was read.
     again = YAML().load(text.getvalue())
-    which = next(n for n, one in enumerate(config["applications"]) if one is application)
+    which = next(n for n, one in enumerate(config["applications"]) if one.get("args") is args)
     row, column = again["applications"][which]["args"].lc.key("routing")
     mark = " " * column + "# calibrated "
     if row and lines[row - 1].startswith(mark):

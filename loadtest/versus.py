@@ -236,15 +236,20 @@ def problems(options: argparse.Namespace) -> dict[int, list[list[Question]]]:
 
 
 async def measured(
-    system: str, urls: Mapping[Model, str], ask: Ask, options: argparse.Namespace, turn: int
+    system: str,
+    urls: Mapping[Model, str],
+    ask: Ask,
+    asked: Mapping[int, Sequence[Sequence[Question]]],
+    options: argparse.Namespace,
+    turn: int,
 ) -> dict[int, list[Round]]:
-    """One round of a system that runs, by the number of clients."""
+    """One round of a system that runs, by the number of clients. asked: as `problems` has them."""
     done: dict[int, list[Round]] = defaultdict(list)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as http:
         solver, warmer = (SYSTEMS[system](http, urls, one) for one in (ask, ask.cut(WARMING_TOKENS)))
-        for clients, measurements in problems(options).items():
+        for clients, measurements in asked.items():
             label = f"{system}, {clients} clients, round {turn + 1}"
             warming = generated(options.seed + 1000, clients)
             await measure(warmer.solve, warming, clients, f"{label}, warming", count_cpu=False)
@@ -323,12 +328,12 @@ def asking(config: AppConfig, options: argparse.Namespace) -> Ask:
 def main() -> None:
     options = read_options()
     config = settings_of(options.profile)
-    ask = asking(config, options)
+    ask, asked = asking(config, options), problems(options)
     taken: dict[tuple[str, int], list[Round]] = defaultdict(list)
     for turn in range(options.rounds):
         for system in options.systems:
             with started(system, config, options) as urls:
-                for clients, done in asyncio.run(measured(system, urls, ask, options, turn)).items():
+                for clients, done in asyncio.run(measured(system, urls, ask, asked, options, turn)).items():
                     taken[system, clients] += done
             rows = [
                 row(system, clients, rounds, asked=len(rounds) // options.repeats if options.data else 1)
