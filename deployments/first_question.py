@@ -13,6 +13,10 @@ from deployments.progress import StartError
 QUESTION = "Tom has 3 boxes with 4 apples each. How many apples does he have?"
 
 
+BOUNDED = (400, 403, 413, 429)
+"""With a key: its tenant's bounds, which say nothing against the system."""
+
+
 def ask_both(url: str) -> str:
     """Has each model write something through the served stack. Returns a line about it; raises `StartError`."""
     import httpx
@@ -35,12 +39,7 @@ def ask_both(url: str) -> str:
             reply = post(server, body)
             if reply.status_code == 401:
                 return "Not asked: the server wants a key (set GLIMPROUTER_API_KEY to have it tried)"
-            if key and reply.status_code in (
-                400,
-                403,
-                413,
-                429,
-            ):  # a tenant's bounds, which say nothing against the system
+            if key and reply.status_code in BOUNDED:
                 return f"Not asked: GLIMPROUTER_API_KEY's tenant may not ({said(reply.text)})"
             if reply.status_code != 200:
                 raise StartError(f"asked model `{model}`, the server answered {reply.status_code}: {said(reply.text)}")

@@ -46,10 +46,10 @@ def endpoint() -> str | None:
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     own, shared = (os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("TRACES_ENDPOINT", "ENDPOINT"))
-    over_http = bool(own or shared) and protocol() == "http/protobuf"
-    if own or not shared:
-        return own or None
-    return f"{shared.rstrip('/')}/v1/traces" if over_http else shared
+    if not (own or shared):
+        return None
+    over_http = protocol() == "http/protobuf"
+    return own or (f"{str(shared).rstrip('/')}/v1/traces" if over_http else shared)
 
 
 def protocol() -> str:
