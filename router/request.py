@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Model = Literal["small", "large"]
 Voice = Literal["reasoning", "content"]
 FinishReason = Literal["stop", "length"]
+ModelName = Literal["glimpse", "small", "large"]
 MODELS: tuple[Model, Model] = ("small", "large")
 
 
@@ -55,6 +56,11 @@ class Routing:
     max_large_share: float | None = None
     random_share: float | None = None
 
+    @property
+    def model(self) -> ModelName:
+        """The API's name for the mode, without a threshold."""
+        return self.mode if self.mode in ("small", "large") else "glimpse"
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -67,6 +73,7 @@ class Request:
     timeout_s: seconds until the deadline; None: the profile's.
     tenant: whose prefix cache entries may be shared (`cache_salt`).
     conversation: key of the replica that should hold its prefix; empty: derived from the leading messages.
+    special_tokens: whether a raw text begins with what its model was trained to see first.
     caller: who it comes from; None where nobody asked. most_tokens, context_tokens: bounds of its own that hold
         beside the profile's, on what it gets if it names no limit and on prompt and output together.
     """
@@ -76,6 +83,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     messages: Sequence[Mapping[str, object]] | None = None
     prompt: str | Sequence[int] | None = None
+    special_tokens: bool = True
     max_tokens: int | None = None
     streaming: bool = False
     glimpses: bool = False
@@ -98,8 +106,8 @@ class Text:
 @dataclass(frozen=True, slots=True)
 class StepWritten:
     """A finished step. `model` wrote most of it. `entropy` is the small model's, in nats, at the step's first token;
-    None where nobody glimpsed. `cached_tokens` of the `prefix_tokens` that the hop started from in which it ended were
-    already in its replica's KV cache."""
+    None where nobody glimpsed. `prefix_tokens` is the length of the prefix of the hop in which it ended;
+    `cached_tokens` of these were in that replica's KV cache."""
 
     index: int
     model: Model
@@ -124,7 +132,8 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a request, with its account. `usage` has an entry for each model that was used."""
+    """The end of a request, with its account. `usage` has an entry for each model that was used; `large_share_spent`
+    says that the small model wrote what was the large one's, `degraded` which model was not to be had."""
 
     finish_reason: FinishReason
     usage: Mapping[Model, ModelUsage]

@@ -9,21 +9,29 @@ import math
 import time
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from router.budget import Budget
 from router.controller import Controller, Heeded, Target
+from router.hop import ReadAhead
 from router.loop import Pool, write
 from router.policy import Alone, EntropyGate, Policy, RandomShare
 from router.pools import ServedPool
 from router.prefix import Bridge, Prefix, bridge
 from router.reader import Reader
-from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Request, Routing
+from router.request import MODELS, Event, Finished, Model, Pair, Refusal, Request, Routing, overdue
 from router.transcript import Task, Transcript
 from router.vocabulary import TemplateError, Vocabulary
 
+LONG = 20_000
+"""Characters, which take some ten milliseconds to become tokens."""
+
 WHOLE_STEPS = "these two models have different vocabularies, so they can hand each other whole steps only"
+
+
+_readers = ThreadPoolExecutor(2, "prompts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,8 @@ class StepRouter:
         """None when both pools answer, or rest at zero and can be woken; else what is missing."""
         for model in MODELS:
             try:
-                if await self._pools[model].rests():
+                # A busy pool would let the question wait for a place.
+                if self._pools[model].heard_lately or await self._pools[model].rests():
                     continue
                 told = await self._pools[model].ask("describe")
             except Exception as error:
@@ -114,7 +123,7 @@ class StepRouter:
 
     async def write(self, request: Request) -> AsyncGenerator[Event]:
         """See `router.request.Service`."""
-        async with aclosing(self.run(self.begin(request))) as events:
+        async with aclosing(self.run(await self.begin(request))) as events:
             async for event in events:
                 yield event
 
@@ -128,7 +137,6 @@ class StepRouter:
                 if reader.stopped:
                     # A stop string that straddles two hops is one that no engine could see.
                     page.finish("stop")
-                    break
         for event in reader.rest():
             yield event
         yield _finished(page)
@@ -146,10 +154,11 @@ class StepRouter:
             yield
         finally:
             reading.cancel()
-            (thrown_away,) = await asyncio.gather(reading, return_exceptions=True)
-            page.discarded_tokens += thrown_away if isinstance(thrown_away, int) else 0
+            (read,) = await asyncio.gather(reading, return_exceptions=True)
+            if isinstance(read, ReadAhead):
+                page.read_ahead("large", read)
 
-    def begin(self, request: Request) -> Transcript:
+    async def begin(self, request: Request) -> Transcript:
         """A request as it is before its first hop. Raises a `Refusal`."""
         chat = request.messages is not None
         plain = not (chat and self.pair.thinks)
@@ -159,12 +168,14 @@ class StepRouter:
         if request.routing.token_threshold is not None and self.pair.handover == "text":
             raise Refusal(f"{WHOLE_STEPS}.", param="glimpse.token_threshold")
         policy, answer_by, max_large_share = self._policy(request)
-        prompts = self._prompts(request)
+        defaults = self._defaults
+        # Roll-outs, and routers that are to end, wait this long for requests, and no longer.
+        deadline = time.monotonic() + min(request.timeout_s or math.inf, defaults.deadline_s)
+        prompts = await self._read(request, deadline)
         if request.sampling.min_p and (drafting := self._defaults.drafting & prompts.keys()):
             message = f"the {max(drafting)} model's engine drafts, which leaves no min_p: use top_p or top_k."
             raise Refusal(message, param="min_p")
-        tokens = self._tokens(request, longest=max(map(len, prompts.values())), prompt="messages" if chat else "prompt")
-        defaults = self._defaults
+        tokens = self._tokens(request, [len(ids) for ids in prompts.values()], "messages" if chat else "prompt")
         task = Task(
             id=request.id,
             pair=self.pair.fingerprint,
@@ -177,8 +188,7 @@ class StepRouter:
                 step_tokens=defaults.step_tokens,
             ),
             sampling=request.sampling,
-            # Who changes or ends routers waits so long for their requests, and no longer.
-            deadline=time.monotonic() + min(request.timeout_s or math.inf, defaults.deadline_s),
+            deadline=deadline,
             max_large_share=max_large_share,
             plain=plain,
             closing={model: self._vocabularies[model].closing for model in prompts},
@@ -213,6 +223,16 @@ class StepRouter:
             token = steering.token_threshold(token) if steering else token
         return step, token
 
+    async def _read(self, request: Request, deadline: float) -> dict[Model, array[int]]:
+        if _length(request) <= LONG:
+            return self._prompts(request)
+        # It may take seconds, for which no other request should have to wait.
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.get_running_loop().run_in_executor(_readers, self._prompts, request)
+        except TimeoutError:
+            raise overdue() from None
+
     def _prompts(self, request: Request) -> dict[Model, array[int]]:
         used: tuple[Model, ...] = MODELS
         if request.routing.mode in MODELS:
@@ -227,8 +247,15 @@ class StepRouter:
                 raise Refusal(str(error), param="messages") from error
             return prompts
         if isinstance(request.prompt, str):
-            return {model: array("i", self._vocabularies[model].encode_raw(request.prompt)) for model in used}
-        return self._given(request.prompt or (), used)
+            words, begins = self._vocabularies, request.special_tokens
+            prompts = {model: array("i", words[model].encode_raw(request.prompt, begins=begins)) for model in used}
+        else:
+            prompts = self._given(request.prompt or (), used)
+        for model, ids in prompts.items():
+            # Behind its last row the engine would read, and die.
+            if unknown := [i for i in ids if i >= self._vocabularies[model].rows]:
+                raise Refusal(f"the {model} model has no token {unknown[0]}.", param="prompt")
+        return prompts
 
     def _given(self, tokens: Sequence[int], used: tuple[Model, ...]) -> dict[Model, array[int]]:
         size = len(self._vocabularies["small"].visible)
@@ -237,9 +264,11 @@ class StepRouter:
         ids = array("i", tokens)
         return {model: ids if model == "small" else self._bridge.carry(ids, model) for model in used}
 
-    def _tokens(self, request: Request, *, longest: int, prompt: str) -> int:
+    def _tokens(self, request: Request, lengths: Sequence[int], prompt: str) -> int:
+        longest = max(lengths)
         context = min(self.pair.context_tokens, request.context_tokens or self.pair.context_tokens)
-        if longest == 0:
+        # Of one model's special tokens the other may have none.
+        if not min(lengths):
             raise Refusal("the prompt is empty.", param=prompt)
         if longest >= context or longest + (request.max_tokens or 0) > context:
             asked = f" and {request.max_tokens} were asked for" if request.max_tokens else ""
@@ -250,6 +279,13 @@ class StepRouter:
             )
         default = min(self._defaults.max_tokens, request.most_tokens or self._defaults.max_tokens)
         return request.max_tokens or min(default, context - longest)
+
+
+def _length(request: Request) -> int:
+    """Of what has to be read, in characters or token IDs."""
+    if request.messages is None:
+        return len(request.prompt or ())
+    return sum(len(part) for message in request.messages for part in message.values() if isinstance(part, str))
 
 
 def _may_want_large(task: Task) -> bool:

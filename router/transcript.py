@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from router.budget import Budget
-from router.hop import UNBOUNDED, Chunk, CutStep, End, Ending, Guess, Hop, unpack
+from router.hop import UNBOUNDED, Chunk, CutStep, End, Ending, Guess, Hop, ReadAhead, unpack
 from router.policy import Alone, Policy, Turn
 from router.prefix import Prefix, other
 from router.request import FinishReason, Model, ModelUsage, Sampling
@@ -180,8 +180,14 @@ class Transcript:
         return once and self._guess is not None and self.prefix.ids("small")[-1] == self._guess.token
 
     def ahead(self, model: Model) -> Hop:
-        """A hop that only reads the prompt."""
+        """A hop from all that is written so far, for a replica that is to write nothing."""
         return self._hop(model)
+
+    def read_ahead(self, model: Model, read: ReadAhead) -> None:
+        """What `model` had to read for this request alone is found in its cache later, and is no discount on it."""
+        self.discarded_tokens += read.discarded_tokens
+        if (used := self.usage.get(model)) is not None:
+            self.usage[model] = replace(used, cached_tokens=min(used.cached_tokens, read.cached_tokens))
 
     def go_on_without(self, model: Model) -> bool:
         """Let the other model write the rest, if the profile says so."""
@@ -227,8 +233,10 @@ class Transcript:
 
     def _may_go_on(self, model: Model) -> bool:
         task = self.task
+        # Whose the answer is by the share then is seen when it begins.
+        answers = other(self.degraded) if self.degraded else task.answer_by
         share_bound = model == "large" and task.max_large_share < 1.0
-        return not task.plain and model == self.answer_by and not task.sampling.stop and not share_bound
+        return not task.plain and model == answers and not task.sampling.stop and not share_bound
 
     def _count(self, model: Model, tokens: int, cached_tokens: int) -> None:
         used = self.usage.get(model)
@@ -276,8 +284,7 @@ class Transcript:
     @property
     def _answer_goes_on(self) -> bool:
         """Whether a hop of the answer ended because only a portion of it was asked for."""
-        asked, self._portion = self._portion, 0
-        return 0 < asked == self._answered and self.committed_tokens < self.task.budget.tokens
+        return 0 < self._portion == self._answered and self.committed_tokens < self.task.budget.tokens
 
     @property
     def _steps_spent(self) -> bool:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.steps import Marks
+from router.steps import Mark, Marks
 
 THINK_TAGS = ("<think>", "</think>")
+THINKING = {"enable_thinking": True, "thinking": True}
+"""What templates of models that can do without want to be told; others look for neither."""
+
 GUARD = "\ue000"
 """A private-use character that breaks up special tokens in a client's text while the template is rendered. Where
 the client wrote it, it stands twice."""
@@ -32,7 +35,10 @@ class Vocabulary:
 
     ids: token to ID. roles: IDs of `open` and `close` of the thinking (absent without think tags) and `end`.
     visible: UTF-8 bytes of each ID as a client sees it, shape (vocabulary,); special tokens have none.
+    rows: IDs that the model has an embedding for; a tokenizer may know more.
     marks: what each ID does to a step.
+    plain, after_special, going_on: the tokenizer without its added tokens, for text at a prompt's beginning, behind a
+    special token, and in the middle of a text. Most make no difference; those of SentencePiece may put a space first.
     """
 
     name: str
@@ -40,8 +46,11 @@ class Vocabulary:
     roles: Mapping[str, int]
     visible: Sequence[bytes] = field(repr=False)
     marks: Marks = field(repr=False)
+    rows: int
     _tokenizer: Any = field(repr=False)
     _plain: Any = field(repr=False)
+    _after_special: Any = field(repr=False)
+    _going_on: Any = field(repr=False)
     _special: re.Pattern[str] = field(repr=False)
 
     @classmethod
@@ -61,7 +70,14 @@ class Vocabulary:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         byte_level = "ByteLevel" in json.dumps(backend.get("decoder"))
         # Without its added tokens a tokenizer cannot produce them, whatever the text says.
-        plain = Tokenizer.from_str(json.dumps({**backend, "added_tokens": []}))
+        bare = {**backend, "added_tokens": [], "truncation": None, "padding": None}
+        plain, after_special, going_on = (
+            json.dumps(
+                {**bare, **{part: _spacing(bare.get(part), schemes) for part in ("normalizer", "pre_tokenizer")}}
+            )
+            for schemes in (("first", "always"), ("always",), ())
+        )
+        tokenizers = {layout: Tokenizer.from_str(layout) for layout in {plain, after_special, going_on}}
         added = tokenizer.added_tokens_decoder
         ids = tokenizer.get_vocab()
         texts = [b""] * (max(ids.values()) + 1)
@@ -79,8 +95,11 @@ class Vocabulary:
             roles=roles,
             visible=[b"" if i in special else text for i, text in enumerate(texts)],
             marks=Marks.of(texts, close=roles.get("close"), ends=ends),
+            rows=_rows(model, revision) or len(texts),
             _tokenizer=tokenizer,
-            _plain=plain,
+            _plain=tokenizers[plain],
+            _after_special=tokenizers[after_special],
+            _going_on=tokenizers[going_on],
             _special=re.compile("(" + ("|".join(map(_pattern, longest_first)) or "(?!)") + ")"),
         )
 
@@ -102,13 +121,13 @@ class Vocabulary:
         )
 
     def encode(self, text: str) -> list[int]:
-        """IDs of plain text; special tokens in it stay text."""
-        # "Fast" leaves out where each token stands in the text, a quarter of the time; there is no such call for one.
-        return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids  # type: ignore[no-any-return]
+        """IDs of plain text that goes on where other text ends; special tokens in it stay text."""
+        return _ids(self._going_on, text)
 
-    def encode_raw(self, text: str) -> list[int]:
-        """IDs of a raw prompt, in which special tokens are special (as /v1/completions has it)."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def encode_raw(self, text: str, *, begins: bool = True) -> list[int]:
+        """IDs of a raw prompt, in which special tokens are special (as /v1/completions has it). begins: put before it
+        what the model was trained to see first, if anything."""
+        return self._tokenizer.encode(text, add_special_tokens=begins)
 
     def bytes(self, ids: Iterable[int]) -> bytes:
         visible, size = self.visible, len(self.visible)
@@ -122,7 +141,9 @@ class Vocabulary:
         # A template may print any field, and all of them are the client's.
         guarded = [{k: self._guard(str(v or "")) for k, v in {"content": "", **m}.items()} for m in messages]
         try:
-            text = self._tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(
+                guarded, tokenize=False, add_generation_prompt=True, **(THINKING if self.thinks else {})
+            )
         except Exception as error:
             why = " ".join(str(error).split())
             raise TemplateError(f"the chat template of {self.name} refuses these messages: {why}") from error
@@ -131,17 +152,60 @@ class Vocabulary:
             if i % 2:
                 ids.append(self.ids[part] if part in self.ids else self.ids[part.strip()])
             elif part:
-                ids.extend(self.encode(_GUARDS.sub(r"\1", part)))
-        opening = self.roles.get("open")
-        if opening is not None and opening not in ids[-4:]:
-            ids.append(opening)
-            ids.extend(self.encode("\n"))
+                ids.extend(_ids(self._after_special if i else self._plain, _GUARDS.sub(r"\1", part)))
+        if self.thinks:
+            self._open(ids)
         return ids
+
+    def _open(self, ids: array[int]) -> None:
+        """Open the thinking, unless the template has; one that it has closed again, empty, is taken back."""
+        opening, tags = self.roles["open"], (self.roles["open"], self.roles["close"])
+        if opening in ids[-4:] and self.roles["close"] not in ids[-4:]:
+            return
+        end = len(ids)
+        while end and (ids[end - 1] in tags or self.marks[ids[end - 1]] & Mark.BLANK):
+            end -= 1
+        if closed := [at for at in range(end, len(ids)) if ids[at] in tags]:
+            del ids[closed[0] :]
+        ids.append(opening)
+        ids.extend(self.encode("\n"))
 
     def _guard(self, text: str) -> str:
         # Every gap is filled, the one behind it too, because special tokens may overlap.
         text = text.replace(GUARD, GUARD + GUARD)
         return self._special.sub(lambda found: found[0] if found[0].isspace() else GUARD.join([*found[0], ""]), text)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    # "Fast" leaves out where each token stands in the text, a quarter of the time; there is no such call for one.
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids  # type: ignore[no-any-return]
+
+
+def _spacing(part: Any, schemes: Collection[str]) -> Any:
+    """A part of a tokenizer's layout that puts a space before a text under these of its schemes only. What has no
+    scheme does it "always"."""
+    match part:
+        case {"type": "Prepend"} if "always" not in schemes:
+            return None
+        case dict():
+            made = {name: _spacing(value, schemes) for name, value in part.items()}
+            if "prepend_scheme" in made:
+                made["prepend_scheme"] = made["prepend_scheme"] if made["prepend_scheme"] in schemes else "never"
+            elif "add_prefix_space" in made:
+                made["add_prefix_space"] = made["add_prefix_space"] and "always" in schemes
+            return made
+        case list():
+            return [made for made in (_spacing(value, schemes) for value in part) if made is not None]
+    return part
+
+
+def _rows(model: str, revision: str | None) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(model, revision=revision).get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError):  # none there, or none that this version knows
+        return None
 
 
 def _generation_ends(model: str, revision: str | None) -> list[int]:

@@ -15,9 +15,12 @@ from starlette.requests import Request
 
 from router.request import Refusal
 
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
-"""Strings, so that brackets in them don't count, and brackets. A string without an end takes all the rest: were its end
-looked for from each quote in it, a body of 100 kB would keep a router busy for minutes."""
+NAMES, NAMES_EACH = 200, 20
+"""Names of fields that a body may have, and so many more for each of its items: more than anybody has use for."""
+
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}:]', re.DOTALL)
+"""Strings, so that brackets in them don't count, brackets, and what ends a field's name. A string without an end takes
+all the rest: were its end looked for from each quote in it, a body of 100 kB would keep a router busy for minutes."""
 
 
 async def read(request: Request, max_bytes: int, within_s: float) -> bytes:
@@ -38,11 +41,13 @@ async def read(request: Request, max_bytes: int, within_s: float) -> bytes:
 
 
 def measure(body: bytes, max_depth: int, max_items: int) -> None:
-    """Refuses a body that is nested too deeply, or that lists too much, before it is parsed: parsing takes ten times
-    its memory. `max_items` bounds the objects that stand in lists of the outermost one, as messages do."""
-    if body.count(b"[") + body.count(b"{") <= min(max_depth, max_items):
+    """Refuses a body that is nested too deeply, or that lists or names too much, before it is parsed: parsing takes ten
+    times its memory. `max_items` bounds the objects that stand in lists of the outermost one, as messages do."""
+    max_names = NAMES + NAMES_EACH * max_items
+    few = body.count(b"[") + body.count(b"{") <= min(max_depth, max_items)
+    if few and body.count(b":") <= max_names:
         return
-    depth = items = 0
+    depth = items = names = 0
     for found in _STRUCTURE.finditer(body):
         match found[0][:1]:
             case b"{" | b"[":
@@ -59,6 +64,10 @@ def measure(body: bytes, max_depth: int, max_items: int) -> None:
                     )
             case b"}" | b"]":
                 depth -= 1
+            case b":":
+                names += 1
+                if names > max_names:
+                    raise _not_json("it has too many fields")
 
 
 def parse(body: bytes) -> dict[str, object]:

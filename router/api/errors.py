@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # Not typing's: pydantic, which documents these, can't read that one before Python 3.12.
 from typing_extensions import TypedDict
 
-from router.observation import refused
+from router.observation import GONE, refused
 from router.request import Refusal
 
 log = logging.getLogger(__name__)
 
-# nginx's code for a client that is gone: nobody reads it, but logs and metrics should not call it a failure.
-CLIENT_CLOSED_REQUEST = 499
+RENAMED = "renamed"
+"""In a request's state: the names under which it gave fields that are known by another here."""
 
 _TYPES = {
     401: "authentication_error",
@@ -53,6 +53,7 @@ class ErrorBody(TypedDict):
 
 
 def body(refusal: Refusal) -> ErrorBody:
+    """A refusal as OpenAI words it."""
     fallback = "server_error" if refusal.status >= 500 else "invalid_request_error"
     return {
         "error": {
@@ -65,6 +66,7 @@ def body(refusal: Refusal) -> ErrorBody:
 
 
 def response(refusal: Refusal) -> Response:
+    """The same as a response, with `Retry-After` where it says when."""
     headers = {}
     if refusal.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s)))
@@ -80,12 +82,16 @@ def invalid(errors: ValidationError) -> Refusal:
 
 
 def unexpected() -> Refusal:
+    """What a client is told of what nobody foresaw."""
     return Refusal("The server failed to answer this request.", status=500, code="internal_error")
 
 
 async def on_refusal(request: Request, exc: Exception) -> Response:
+    """Starlette's handler for a `Refusal`."""
     assert isinstance(exc, Refusal)
     refused(exc)
+    if (given := request.scope.get("state", {}).get(RENAMED, {}).get(exc.param)) is not None:
+        exc.message, exc.param = exc.message.replace(str(exc.param), given), given
     return response(exc)
 
 
@@ -100,7 +106,8 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 async def on_client_gone(request: Request, exc: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    """Starlette's handler for a client that hung up: nobody reads it."""
+    return Response(status_code=GONE)
 
 
 def _word(exc: HTTPException) -> str:
@@ -132,4 +139,5 @@ class Unexpected:
 
 
 def request_id(scope: Scope) -> str:
+    """Its `x-request-id`; a dash where it has none yet."""
     return str(scope.get("state", {}).get("request_id", "-"))

@@ -37,10 +37,12 @@ class Api(FastAPI):
 
 
 def takes(body: type) -> dict[str, Any]:
+    """An operation's body, as `openapi_extra` has it."""
     return {"requestBody": {"required": True, "content": _json(body)}}
 
 
 def answers(body: type, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """An operation's replies, as `responses` has them; streams: or server-sent events."""
     content = _json(body)
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}

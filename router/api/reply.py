@@ -183,6 +183,7 @@ async def collect(events: AsyncGenerator[Event]) -> Written:
 
 
 def chat(head: Head, written: Written, include_steps: bool) -> ChatReply:
+    """A whole chat completion."""
     reply: ChatReply = {
         "id": head.id,
         "object": "chat.completion",
@@ -210,6 +211,7 @@ def chat(head: Head, written: Written, include_steps: bool) -> ChatReply:
 
 
 def text(head: Head, written: Written, include_steps: bool) -> TextReply:
+    """A whole text completion."""
     reply: TextReply = {
         "id": head.id,
         "object": "text_completion",
@@ -232,6 +234,7 @@ def text(head: Head, written: Written, include_steps: bool) -> TextReply:
 
 
 def step(written: StepWritten) -> Step:
+    """A step, as `include_steps` asks for it."""
     told: Step = {
         "index": written.index,
         "model": written.model,
@@ -248,6 +251,7 @@ def step(written: StepWritten) -> Step:
 
 
 def account(finished: Finished) -> Account:
+    """What routing came to."""
     told: Account = {
         "threshold": finished.threshold,
         "large_token_share": finished.large_token_share,
@@ -267,6 +271,7 @@ def account(finished: Finished) -> Account:
 
 
 def usage(finished: Finished) -> Usage:
+    """OpenAI's usage, and by model."""
     return {
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.completion_tokens,
@@ -285,6 +290,7 @@ def usage(finished: Finished) -> Usage:
 
 
 def model_card(id: str, models: tuple[Model, ...], threshold: float | None, created: int, pair: Pair) -> ModelCard:
+    """What `/v1/models` says of one id."""
     return {
         "id": id,
         "object": "model",

@@ -110,6 +110,8 @@ def build(
 
     async def respond(request: Request, kind: type[B], prefix: str, chunks: type[Chunks], whole: Whole) -> Response:
         asked = await read(request, kind)
+        if getattr(asked, "max_completion_tokens", None) is not None:
+            request.scope["state"][errors.RENAMED] = {"max_tokens": "max_completion_tokens"}
         router = service()
         head = reply.Head(f"{prefix}-{uuid4().hex}", int(time.time()), asked.model, router.pair)
         caller: Caller = request.scope["state"].get("caller", ANYONE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -286,13 +287,17 @@ class Completion(Generation):
     """Body of `POST /v1/completions`."""
 
     prompt: Prompt
+    add_special_tokens: bool | None = Field(
+        default=None, description="Whether a text begins with what its model was trained to see first. Default: true."
+    )
 
     best_of: Annotated[object, Neutral(1)] = None
     echo: Annotated[object, Neutral(False)] = None
     suffix: Annotated[object, Neutral("")] = None
 
     def request(self, id: str, pair: Pair) -> Request:
-        return _request(self, id, pair, prompt=self.prompt, max_tokens=self.max_tokens)
+        asked = _request(self, id, pair, prompt=self.prompt, max_tokens=self.max_tokens)
+        return replace(asked, special_tokens=self.add_special_tokens is not False)
 
 
 def _request(

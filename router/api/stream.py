@@ -1,4 +1,4 @@
-"""Server-sent events: each event of a generation becomes a chunk (its end two, and what says so), written at once.
+"""Server-sent events: each event of a generation becomes a chunk, written at once; `[DONE]` comes last.
 
 All that is constant over a request is encoded once; per event only the new text is.
 """

@@ -6,8 +6,9 @@ from array import array
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from router.hop import Chunk, End, Hop, Run, unpack
+from router.hop import Chunk, End, Hop, ReadAhead, unpack
 from router.request import Request, Sampling, Text, Unavailable
+from router.run import Run
 from router.service import Defaults, StepRouter
 from router.steps import Marks
 
@@ -36,7 +37,10 @@ class Bytes:
     def encode(self, text: str) -> list[int]:
         return [FIRST_BYTE + b for b in text.encode()]
 
-    encode_raw = encode
+    def encode_raw(self, text: str, *, begins: bool = True) -> list[int]:
+        return self.encode(text)
+
+    rows = 10_000
 
     def bytes(self, ids: array) -> bytes:
         return b"".join(self.visible[i] for i in ids)
@@ -68,7 +72,7 @@ class Reciter:
         self.script, self.chunk, self.hard = script, chunk, hard
         self.hops: list[Hop] = []
         self.closed = 0
-        self.asleep = self.away = False
+        self.asleep = self.away = self.heard_lately = False
         self.prefilled: list[Hop] = []
         self.words = Bytes()
 
@@ -79,9 +83,9 @@ class Reciter:
         assert not self.asleep, "a probe has woken the pool"
         return {"pair": "p"}
 
-    async def prefill(self, hop: Hop) -> int:
+    async def prefill(self, hop: Hop) -> ReadAhead:
         self.prefilled.append(hop)
-        return 0
+        return ReadAhead(0, 0)
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         if self.away:

@@ -1,15 +1,18 @@
 """What a client reads, over scripted models: both pools recite one text, token by token."""
 
+import asyncio
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from recited import CLOSE, DEFAULTS, END, FIRST_BYTE, chat, events, router, tokens, voice
 
-from router.hop import unpack
+from router.hop import Chunk, ReadAhead, unpack
 from router.prefix import other
-from router.request import Finished, Model, Refusal, Routing, Sampling, StepWritten, Text, Unavailable
+from router.request import Finished, Model, Refusal, Request, Routing, Sampling, StepWritten, Text, Unavailable
 from router.service import StepRouter
 
 chunks = pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
@@ -241,6 +244,65 @@ async def test_a_prompt_is_read_ahead_where_the_large_model_may_come_to_it(routi
     service, pools = router("Hm.\n\n</think>4<end>", chunk=1, defaults=replace(DEFAULTS, warm_up_tokens=1))
     await events(service, chat(routing=routing))
     assert bool(pools["large"].prefilled) is read
+
+
+async def test_what_was_read_ahead_for_a_request_is_no_discount_on_it() -> None:
+    page = await router("")[0].begin(chat())
+    page.ahead("large")
+    page.commit("large", Chunk(cached_tokens=2))
+    assert page.usage["large"].cached_tokens == 2
+    page.read_ahead("large", ReadAhead(discarded_tokens=1, cached_tokens=0))
+    assert page.usage["large"].cached_tokens == 0
+    assert page.discarded_tokens == 1
+
+
+@pytest.mark.parametrize("prompt", [[20_000], "x"])
+async def test_a_token_that_a_model_has_no_row_for_never_reaches_its_engine(
+    prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, pools = router("")
+    words = service._vocabularies["small"]
+    monkeypatch.setattr(words, "encode_raw", lambda text, begins: [20_000], raising=False)
+    monkeypatch.setattr(words, "visible", [b""] * 30_000, raising=False)
+    with pytest.raises(Refusal, match="no token 20000") as refused:
+        await events(service, Request(id="r", prompt=prompt))
+    assert (refused.value.status, refused.value.param) == (400, "prompt")
+    assert not pools["small"].hops
+
+
+async def test_a_prompt_of_which_one_model_knows_nothing_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, _ = router("")
+    monkeypatch.setattr(service, "_bridge", Nothing())
+    with pytest.raises(Refusal, match="empty"):
+        await events(service, Request(id="r", prompt=[5]))
+
+
+class Nothing:
+    handover = "mapped"
+
+    def carry(self, ids: Any, to: Model) -> Any:
+        return ids[:0]
+
+
+async def test_a_long_prompt_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, _ = router("Hm.\n\n</think>4<end>")
+    read, beats = service._prompts, 0
+
+    def slowly(request: Request) -> Any:
+        time.sleep(0.2)
+        return read(request)
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(service, "_prompts", slowly)
+    beating = asyncio.create_task(beat())
+    await service.begin(replace(chat(), messages=[{"role": "user", "content": "x" * 30_000}]))
+    beating.cancel()
+    assert beats > 5
 
 
 async def test_a_pair_without_thinking_has_no_answer_to_give_away() -> None:

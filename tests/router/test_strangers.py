@@ -17,7 +17,7 @@ async def test_strangers_hand_each_other_whole_steps_only(monkeypatch: pytest.Mo
     monkeypatch.setattr("router.service.bridge", lambda small, large: ThroughText({"small": small, "large": large}))
     service, _ = router("One.\n\nTwo.")
     with pytest.raises(Refusal, match="whole steps") as refused:
-        service.begin(chat(routing=Routing(token_threshold=1.0)))
+        await service.begin(chat(routing=Routing(token_threshold=1.0)))
     assert refused.value.param == "glimpse.token_threshold"
     by_token = replace(DEFAULTS, token_threshold=1.0)
     with pytest.raises(ValueError, match=r"^routing\.token_threshold: "):

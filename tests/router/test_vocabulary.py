@@ -224,6 +224,36 @@ def test_thinking_is_opened_exactly_once(saved: Callable[..., Vocabulary], templ
     assert vocabulary.closing == [vocabulary.roles["close"], *vocabulary.encode("\n\n")]
 
 
+HYBRID = OPENS.replace("<think>\n", "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}")
+"""Thinks if it is told to, and leaves it to the model to open."""
+
+STUBBORN = OPENS.replace("<think>\n", "<think>\n\n</think>\n\n")
+"""Knows the tags, and closes an empty thinking whatever it is told."""
+
+
+SHUT = OPENS.replace("<think>\n", "</think>{# and never <think> #}")
+"""Says that nobody will think, whatever it is told."""
+
+EARLIER = OPENS.replace("{{ m.content }}", "{{ m.content }}{% if m.role == 'assistant' %}<think></think>{% endif %}")
+"""Closes the thinking of earlier turns, right before it opens that of this one."""
+
+
+@pytest.mark.parametrize("template", [HYBRID, STUBBORN, SHUT])
+def test_thinking_that_a_template_has_closed_is_opened(saved: Callable[..., Vocabulary], template: str) -> None:
+    vocabulary = saved(byte_level(), template)
+    prompt = list(vocabulary.render(user("hi")))
+    assert vocabulary.roles["close"] not in prompt
+    assert prompt[-2:] == [vocabulary.roles["open"], *vocabulary.encode("\n")]
+    assert prompt.count(vocabulary.roles["open"]) == 1
+
+
+def test_thinking_that_was_closed_in_an_earlier_turn_stays_so(saved: Callable[..., Vocabulary]) -> None:
+    vocabulary = saved(byte_level(), EARLIER)
+    prompt = list(vocabulary.render([*user("hi"), {"role": "assistant", "content": ""}]))
+    assert prompt.count(vocabulary.roles["open"]) == 2
+    assert prompt.count(vocabulary.roles["close"]) == 1
+
+
 @pytest.mark.parametrize(
     ("template", "options"),
     [(PLAIN, {}), (OPENS, {"think_tags": None}), (OPENS, {"think_tags": ("<reason>", "</reason>")})],
@@ -282,6 +312,28 @@ def test_sentence_pieces_have_spaces_and_bytes(saved: Callable[..., Vocabulary],
     assert vocabulary.text(vocabulary.encode(text)) == text
     assert vocabulary.bytes([vocabulary.ids["<0xF0>"]]) == b"\xf0"
     assert vocabulary.bytes([vocabulary.ids["▁a"]]) == b" a"
+
+
+SPACE_FIRST = {
+    "prepended": (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
+    "always": (None, pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
+    "first": (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+}
+
+
+@pytest.mark.parametrize("template", [PLAIN, "</s>{{ messages[0].content }}</s>\n{{ messages[0].content }}"])
+@pytest.mark.parametrize("scheme", SPACE_FIRST)
+def test_a_space_that_a_tokenizer_puts_first_is_in_prompts_and_nowhere_else(
+    saved: Callable[..., Vocabulary], scheme: str, template: str
+) -> None:
+    tokenizer = sentence_piece()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = SPACE_FIRST[scheme]
+    vocabulary = saved(tokenizer, template, added=[AddedToken("</s>", special=True)], end="</s>")
+    messages = user("a b")
+    rendered = vocabulary._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert list(vocabulary.render(messages)) == vocabulary.encode_raw(rendered)
+    for text in ("a", " a", "\n\na b", "b"):
+        assert vocabulary.text(vocabulary.encode(text)) == text
 
 
 _pieces: list[Vocabulary] = []

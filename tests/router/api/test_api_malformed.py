@@ -199,6 +199,27 @@ async def test_answer_by_needs_a_pair_that_thinks(client, service, chat):
     assert_refused(response, 400, "glimpse.answer_by")
 
 
+async def test_a_body_of_names_is_refused_before_they_are_looked_at(client, service):
+    body = json.dumps({f"field{n}": n for n in range(1000)})
+    response = await client.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_json"
+    assert "fields" in response.json()["error"]["message"]
+    assert not service.requests
+
+
+async def test_colons_in_a_text_are_no_fields(client, chat):
+    response = await client.post("/v1/chat/completions", json=chat(messages=[{"role": "user", "content": ": " * 2000}]))
+    assert response.status_code == 200
+
+
+async def test_a_refusal_names_the_field_as_it_was_given(client, service, chat):
+    service.script = [Refusal("max_tokens: up to 10 are allowed.", param="max_tokens")]
+    for name in ("max_tokens", "max_completion_tokens"):
+        error = (await client.post("/v1/chat/completions", json=chat(**{name: 99}))).json()["error"]
+        assert (error["param"], error["message"]) == (name, f"{name}: up to 10 are allowed.")
+
+
 async def test_codes_tell_unknown_from_unsupported(client, chat):
     async def code(**fields: object) -> str:
         response = await client.post("/v1/chat/completions", json=chat(**fields))
