@@ -1,7 +1,7 @@
 """One vLLM engine in a Serve replica; both pools are made of these.
 
 A hop comes in as token IDs and goes out as token IDs, whole or in chunks coalesced over time.
-Which steps to write is decided here, token by token, by `router.hop.Run`; this file drives the engine for it.
+Which steps to write is decided here, token by token, by `router.run.Run`; this file drives the engine for it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
-from deployments.glimpses import candidates, told
+from deployments.glimpses import candidates, entropy_at
 from deployments.logs import sheltered
 from deployments.scheduler import THINK_TAGS, carried
 from deployments.sessions import Sessions, comes_back, may_wait
 from deployments.token_count import TokenCount
 from router import tracing
 from router.glimpse import TOP, entropy
-from router.hop import Chunk, End, Ending, Hop, HopLost, QueueFull, Run, StrangePair, unpack
+from router.hop import Chunk, End, Ending, Hop, HopLost, QueueFull, ReadAhead, StrangePair, unpack
 from router.pulse import beating
 from router.request import Model, Sampling
+from router.run import Run
 from router.steps import Mark
 from router.vocabulary import Vocabulary
 
@@ -118,17 +119,17 @@ class Engine:
         finally:
             self._streams -= hop.streaming
 
-    async def prefill(self, hop: Hop) -> int:
-        """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work.
-        Returns how many tokens were generated and thrown away in doing so."""
+    async def prefill(self, hop: Hop) -> ReadAhead | None:
+        """Read the prefix into the KV cache ahead of the hop that will need it, if there is room for such work."""
         if hop.pair != self._pair or self._running > self._room:
-            return 0
+            return None
         run = Run(replace(hop, thinking=False, tokens=1, answers=False), self._marks, 0.0)
-        generated = 0
+        generated = cached = 0
         async with aclosing(self._generate(hop, run, unpack(hop.prefix).tolist())) as outputs:
             async for output in outputs:
                 generated += len(output.outputs[0].token_ids)
-        return generated
+                cached = output.num_cached_tokens or 0
+        return ReadAhead(generated, cached)
 
     async def describe(self) -> dict[str, Any]:
         """What the router asks before it is ready: role, pair, context in tokens."""
@@ -187,11 +188,12 @@ class Engine:
             left.ending = Ending.LEFT
         if hop.guesses:
             self._guessing[hop.request] = run
-        cached, generated, flushed = 0, 0, -math.inf if hop.opening else began
+        cached: int | None = None
+        generated, flushed = 0, -math.inf if hop.opening else began
         prefix = unpack(hop.prefix)
         if len(prefix) >= self._context_tokens:
             # A body that was handed over as text may be longer here than where it was written.
-            run.ending = Ending.LIMIT
+            run.cut(Ending.LIMIT, began)
         # A second turn is needed only where the engine stopped by itself at a delimiter that ends no step.
         while run.ending is None:
             over = False
@@ -199,7 +201,8 @@ class Engine:
                 async for output in outputs:
                     piece = output.outputs[0]
                     generated += len(piece.token_ids)
-                    cached = cached or output.num_cached_tokens or 0
+                    # A second turn would find what the first one read.
+                    cached = output.num_cached_tokens or 0 if cached is None else cached
                     if run.ending is None:
                         for chunk in self._taken(run, piece, cached):
                             flushed = time.perf_counter()
@@ -226,13 +229,13 @@ class Engine:
         )
         if self._sessions is not None and run.ending in OVER:
             await self._sessions.forget(hop.request)
-        yield run.drain(cached_tokens=cached, end=end)
+        yield run.drain(cached_tokens=cached or 0, end=end)
 
     async def _generate(self, hop: Hop, run: Run, prompt: list[int]) -> AsyncGenerator[RequestOutput]:
         if len(self._generated) > COUNTED:
             self._generated.popitem(last=False)
         try:
-            async with aclosing(self._outputs(hop, self._params(hop, run), prompt)) as outputs:
+            async with aclosing(self._outputs(hop, self._params(hop, run, prompt), prompt)) as outputs:
                 async for output in outputs:
                     tokens = len(output.outputs[0].token_ids)
                     self._generated[hop.request] = self._generated.get(hop.request, 0) + tokens
@@ -249,7 +252,7 @@ class Engine:
         inputs, trace = tokens_input(prompt, cache_salt=salt), hop.trace or None
         return self._engine.generate(inputs, params, id, trace_headers=trace, priority=hop.priority)
 
-    def _params(self, hop: Hop, run: Run) -> SamplingParams:
+    def _params(self, hop: Hop, run: Run, prompt: Sequence[int]) -> SamplingParams:
         asked = {name: getattr(hop.sampling, name) for name in SAMPLING_FIELDS}
         drawn = {"temperature": 1.0} | self._defaults | {k: v for k, v in asked.items() if v is not None}
         gated = hop.gate is not None or hop.token_gate is not None
@@ -257,7 +260,8 @@ class Engine:
         ends = self._ends_by_itself(hop, run, glimpses=glimpses)
         return SamplingParams(
             **drawn,
-            seed=hop.sampling.seed,
+            # Drawn on with the same, a second turn or a hop that was lost would draw the same noise again.
+            seed=None if hop.sampling.seed is None else (hop.sampling.seed + len(prompt)) % 2**63,
             max_tokens=run.tokens_left,
             logprobs=self._glimpse_logprobs if glimpses else None,
             flat_logprobs=glimpses,
@@ -282,7 +286,7 @@ class Engine:
         for i, token in enumerate(piece.token_ids):
             glimpse = None
             if run.wants_entropy and logprobs:
-                glimpse = entropy(candidates(logprobs, i)) if self._glimpse_logprobs else told(logprobs, i)
+                glimpse = entropy(candidates(logprobs, i)) if self._glimpse_logprobs else entropy_at(logprobs, i)
             if run.take(token, glimpse, now) is not None:
                 return
             if run.guess is not None:
@@ -292,9 +296,10 @@ class Engine:
         if isinstance(piece.stop_reason, str):
             # White space before the answer's first word is not shown, so it can't be what the client meant either.
             blank = run.answering and not hop.plain and all(self._marks[t] & Mark.BLANK for t in run.written)
-            run.ending = None if blank else Ending.STOP
+            if not blank:
+                run.cut(Ending.STOP, time.perf_counter())
         elif piece.finish_reason == "length":
-            run.ending = Ending.LIMIT
+            run.cut(Ending.LIMIT, time.perf_counter())
         elif piece.stop_reason is None and piece.finish_reason == "stop":
             run.ending = Ending.TEXT
         elif piece.finish_reason not in ("stop", None):

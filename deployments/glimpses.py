@@ -77,7 +77,7 @@ class Glimpses:
         return True
 
 
-def told(logprobs: FlatLogprobs, position: int) -> float:
+def entropy_at(logprobs: FlatLogprobs, position: int) -> float:
     """The entropy in the place of a position's logprob."""
     return logprobs.logprobs[logprobs.start_indices[position]]
 

@@ -21,7 +21,8 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from router.hop import Hop, Run
+from router.hop import Hop
+from router.run import Run
 from router.vocabulary import Vocabulary
 
 HOP, THINK_TAGS = "hop", "think_tags"

@@ -18,9 +18,10 @@ from ray.serve import Application
 
 from deployments.app import application
 from deployments.config import PoolConfig
-from router.hop import Chunk, End, Ending, Hop, Run
+from router.hop import Chunk, End, Ending, Hop
 from router.pulse import beating
 from router.request import Model
+from router.run import Run
 from router.steps import Marks
 from router.vocabulary import Vocabulary
 

@@ -32,6 +32,7 @@ class Marks:
     of_token: shape (vocabulary,), `Mark`s per token ID.
     close: ID of the end-of-thinking token, None for a model without think tags.
     ends: IDs that end the text (end of turn, end of text).
+    breaks: IDs whose text contains a blank line.
     """
 
     of_token: bytes
@@ -68,7 +69,7 @@ def mark(text: bytes) -> int:
 class StepCutter:
     """Cuts a stream of token IDs into steps.
 
-    open: the tokens so far of a step that a lost hop had begun; before: the complete step in front of it.
+    open: the tokens so far of a step that began before this hop; before: the complete step in front of it.
     """
 
     def __init__(self, marks: Marks, limit: int, *, open: Sequence[int] = (), before: Sequence[int] = ()) -> None:

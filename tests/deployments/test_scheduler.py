@@ -19,8 +19,9 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import RequestStatus
 
 from deployments.scheduler import RunScheduler, carried
-from router.hop import Hop, Run
+from router.hop import Hop
 from router.request import Sampling
+from router.run import Run
 from router.steps import Marks
 
 A, B, STOP, NEWLINE, BLANK, CLOSE, END = range(7)

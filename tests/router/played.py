@@ -12,8 +12,9 @@ from recited import DEFAULTS, END, MARKS, PROMPT, Bytes, tokens
 from test_pools import Handle
 
 from router.api.routes import build
-from router.hop import Chunk, End, Hop, Run
+from router.hop import Chunk, End, Hop
 from router.pools import ServedPool
+from router.run import Run
 from router.service import StepRouter
 from router.telemetry import Observed
 

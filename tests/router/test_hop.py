@@ -3,8 +3,9 @@ from array import array
 import pytest
 from toy import BLANK, CLOSE, END, MARKS, STOP
 
-from router.hop import Chunk, CutStep, Ending, Guess, Hop, Run, unpack
+from router.hop import Chunk, CutStep, Ending, Guess, Hop, unpack
 from router.request import Sampling
+from router.run import Run
 
 A, B = 10, 11
 
@@ -16,6 +17,15 @@ def hop(*prefix: int, **fields: object) -> Hop:
 
 def pack(*ids: int) -> bytes:
     return array("i", ids).tobytes()
+
+
+def test_a_hop_that_is_cut_ends_the_step_under_way() -> None:
+    run = write(hop(gate=1.0), A, B)
+    run.cut(Ending.STOP, 1.0)
+    assert [step.tokens for step in run.drain(cached_tokens=0).steps] == [2]
+    answering = write(hop(thinking=False), A, B)
+    answering.cut(Ending.STOP, 1.0)
+    assert answering.drain(cached_tokens=0).steps == ()
 
 
 def write(asked: Hop, *tokens: int, entropy: float | None = 0.0) -> Run:

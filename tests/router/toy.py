@@ -8,11 +8,12 @@ from array import array
 from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from router.budget import Budget
-from router.hop import Chunk, End, Hop, HopLost, Run, unpack
+from router.hop import Chunk, End, Hop, HopLost, unpack
 from router.loop import write
 from router.policy import Policy
 from router.prefix import Prefix, SameIds
 from router.request import Model, Sampling, Unavailable
+from router.run import Run
 from router.steps import Marks
 from router.transcript import Passage, Task, Transcript
 
