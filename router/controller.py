@@ -98,7 +98,7 @@ class Heeded:
         if hop.token_gate is not None:
             # What a raised gate lets pass has to be heard of, or the gate would never be seen to be too high.
             hop = replace(hop, watched=self._base())
-        # Of the first step by the glimpse that failed before it.
+        # The first step's glimpse was heard of when it failed, at the end of the hop before.
         heard = hop.open_entropy is not None and not hop.open_tokens
         async with aclosing(self._pool.write(hop)) as chunks:
             async for chunk in chunks:

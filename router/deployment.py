@@ -138,7 +138,8 @@ def ingress(settings: Settings) -> type:
             if (tenancy := getattr(self, "tenancy", None)) is not None:
                 await tenancy.stop()
 
-        def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        def reconfigure(self, user_config: Mapping[str, Any] | None, rank: object = None) -> None:
+            """rank: not wanted, but where it is taken Serve calls this when there is no `user_config` any more, too."""
             tuning = Tuning.model_validate(user_config or {})
             defaults = replace(settings.defaults, **tuning.model_dump(exclude_none=True))
             self.router.tune(defaults)

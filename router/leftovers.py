@@ -29,7 +29,8 @@ unwanted: ContextVar[bool] = ContextVar("unwanted", default=False)
 
 
 class Leftovers:
-    """Those of one request. Without them it has not come to its end; where it is given up, they are as well."""
+    """The hops of one request that were left when a guess of theirs was wrong. A request that comes to its end waits
+    for them, up to `PATIENCE_S`; one that fails or is given up cancels them."""
 
     def __init__(self, page: Transcript, pools: Mapping[Model, Pool]) -> None:
         self._page, self._pools = page, pools
@@ -58,12 +59,13 @@ class Leftovers:
             await chunks.aclose()
 
     def leave(self, chunks: AsyncGenerator[Chunk]) -> None:
+        """Reads a hop to its end in the background; all of it is discarded."""
         self._page.hops += 1
         task = self._reading[chunks] = asyncio.create_task(self._read(chunks))
         task.add_done_callback(lambda _: self._reading.pop(chunks))
 
     async def _call_off(self) -> None:
-        """Only the small model guesses."""
+        """Sends an empty hop, at which the replica leaves the one that guessed wrong. Only the small model guesses."""
         self._page.hops += 1
         nothing = replace(self._page.ahead("small"), thinking=False, tokens=0)
         with suppress(Refusal):

@@ -29,8 +29,8 @@ class Pool(Protocol):
 
 
 async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator[Passage]:
-    """Write a request to its end: its thinking turn by turn, then its answer. Closing the generator cancels the
-    hops under way."""
+    """Write a request to its end: its thinking turn by turn, then its answer. Whoever reads it may set an end to it
+    (`Transcript.finish`). Closing the generator cancels the hops under way."""
     async with Leftovers(page, pools) as leftovers:
         while page.finish_reason is None:
             model, hop = page.next()
@@ -38,14 +38,17 @@ async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator
             try:
                 async for chunk in chunks:
                     yield page.commit(model, chunk)
-                    if chunk.guess is None:
-                        continue
-                    other, token = page.next()
-                    async with aclosing(pools[other].write(token)) as told:
-                        async for one in told:
-                            yield page.commit(other, one)
-                    if not page.as_guessed:
+                    if chunk.guess is not None:
+                        # The small model writes on from a token that it is unsure of; the large one writes that token.
+                        judge, one_token = page.next()
+                        async with aclosing(pools[judge].write(one_token)) as verdict:
+                            async for written in verdict:
+                                yield page.commit(judge, written)
+                    wrong = chunk.guess is not None and not page.as_guessed
+                    stopped = page.finish_reason is not None and chunk.end is None
+                    if wrong or (stopped and hop.guesses):
                         leftovers.leave(chunks)
+                    if wrong or stopped:
                         break
             except Unavailable as error:
                 if not page.go_on_without(error.model):

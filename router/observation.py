@@ -28,7 +28,7 @@ OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completio
 """GenAI's names for what these paths do."""
 
 GONE = 499
-"""nginx's code for a client that hung up."""
+"""nginx's code for a client that hung up: nobody reads it, but logs and metrics should not call it a failure."""
 
 _MODEL: dict[Model, dict[str, str]] = {"small": {"model": "small"}, "large": {"model": "large"}}
 
@@ -86,10 +86,7 @@ class Observation:
     @property
     def model(self) -> str:
         """As in the API, but few: whatever the client wrote after `glimpse-` is left out."""
-        if self.request is None:
-            return "unknown"
-        mode = self.request.routing.mode
-        return mode if mode in ("small", "large") else "glimpse"
+        return "unknown" if self.request is None else self.request.routing.model
 
     @property
     def tenant(self) -> str:

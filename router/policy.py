@@ -11,14 +11,17 @@ from router.hop import UNBOUNDED, Ending
 from router.request import Model
 
 GUESSES = 4
-"""Of a hop. On the pair it was measured on two of three guesses are right, so one in five hops would get past these."""
+"""In a hop at most. On the pair it was measured on two of three are right, so one hop in five would need more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One model's turn: `steps` and `tokens` at most; after the first `ungated_steps` gated, at each step's first token
-    at `gate` nats and at every token at `token_gate` (None: ungated), past so many of which it goes on
-    (see `router.hop.Hop`)."""
+    """One model's turn.
+
+    gate: nats; it ends before a step whose first token is above. token_gate: the same for every token. None: ungated.
+    guesses: tokens above `token_gate` that it may write on from. steps, tokens: at most.
+    ungated_steps: steps at its beginning that no gate looks at.
+    """
 
     model: Model
     gate: float | None = None

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -22,12 +23,14 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.serve.context import _unset_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from router.hop import LAST, PULSE, Chunk, Hop, HopLost, QueueFull, StrangePair
+from router.hop import LAST, PULSE, Chunk, Hop, HopLost, QueueFull, ReadAhead, StrangePair
+from router.leftovers import unwanted
 from router.observation import thrown_away
-from router.pulse import SILENT_S
+from router.pulse import EVERY_S, SILENT_S
 from router.request import Model, Refusal, Unavailable, overdue
 from router.telemetry import Watch
 from router.tracing import within
@@ -47,6 +50,9 @@ SERIALIZED = {"request_serialization": "pickle", "response_serialization": "pick
 
 LATELY_S = 5.0
 """How long what a replica told of its load counts."""
+
+HEARD_S = 2 * EVERY_S
+"""How long ago a pool that answers may have been heard of while it is at work."""
 
 CONTROLLER_S = 2.0
 """How long Serve's controller may take to tell of a pool."""
@@ -75,6 +81,7 @@ class ServedPool:
         self._model, self._attempts, self._patience_s = model, attempts, patience_s
         self._handle: Any = handle
         self._live_hops, self._load, self._told_at = 0, 0.0, 0.0
+        self._heard_at = -math.inf
 
     async def write(self, hop: Hop) -> AsyncGenerator[Chunk]:
         """The hop's chunks. A hop whose replica is lost goes on elsewhere from what was passed on already, so the
@@ -95,6 +102,11 @@ class ServedPool:
         """Whether live hops of this router are under way."""
         return self._live_hops > 0
 
+    @property
+    def heard_lately(self) -> bool:
+        """Whether a replica has lately written for this router, or said that it is at it."""
+        return time.monotonic() - self._heard_at < HEARD_S
+
     async def idle(self, most: float) -> bool:
         """Whether the pool is up and has room for what nobody waits for: no live hop of this router's, and replicas
         that lately told of no higher load than `most`, 0..1."""
@@ -102,53 +114,62 @@ class ServedPool:
         return not self.wanted and not (lately and self._load > most) and not await self.rests()
 
     async def _written(self, hop: Hop) -> AsyncGenerator[Chunk]:
-        deadline, resumed = time.monotonic() + hop.timeout_s, 0
+        deadline, resumed, over = time.monotonic() + hop.timeout_s, 0, False
+        if self._patience_s is not None:
+            # In one piece at the end, it would look as if it had not begun.
+            hop = replace(hop, streaming=True)
         watch, patient = Watch(self._model, hop), self._patient()
         while True:
             try:
                 async with watch, aclosing(self._attempt(watch.hop, deadline, patient)) as chunks:
                     async for chunk in chunks:
                         watch.took(chunk)
-                        hop = hop.after(chunk)
+                        hop, over = hop.after(chunk), chunk.end is not None
                         yield chunk if chunk.end is None else replace(chunk, end=replace(chunk.end, resumed=resumed))
                 return
             except (*GONE, asyncio.CancelledError) as error:
                 if _leaving():
                     raise
+                if over or unwanted.get():
+                    return  # there is nothing left to write, or nobody who would read it
                 resumed += 1
                 logger.warning("%s hop of %s lost (%s)", self._model, hop.request, type(error).__name__)
                 if resumed >= self._attempts:
                     raise Unavailable(self._model) from error
-                watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
-                await asyncio.sleep(PAUSE_S * 2**resumed)
-                patient = self._patient()
+                await asyncio.sleep(min(PAUSE_S * 2**resumed, max(0.0, deadline - time.monotonic())))
+                watch, patient = Watch(self._model, hop, attempt=resumed, replaces=watch), self._patient()
             except Unheard:
                 # Where it only waited, nothing is lost but its place among those that wait.
                 logger.info("no %s replica was heard of for %s; asked again", self._model, hop.request)
                 watch = Watch(self._model, hop, attempt=resumed, replaces=watch)
             except (RayTaskError, StrangePair, QueueFull) as error:
                 # Where the exception a replica raised arrives wrapped, its cause is the one that was meant.
-                raise _told(getattr(error, "cause", error), self._model) from error
+                raise _failure(getattr(error, "cause", error), self._model) from error
             except BackPressureError as error:
                 raise _overloaded(self._model) from error
             except Overdue as error:
+                if over:
+                    return
                 raise overdue() from error
             except (DeploymentUnavailableError, TimeoutError) as error:
                 raise Unavailable(self._model) from error
 
-    async def prefill(self, hop: Hop) -> int:
-        """Have the replica that the hop's conversation belongs to read the prefix ahead, if it has room. Returns the
-        tokens that were thrown away. Cancelling it cancels the reading."""
+    async def prefill(self, hop: Hop) -> ReadAhead | None:
+        """Have the replica that the hop's conversation belongs to read the prefix ahead, if it has room. In a task of
+        its own; cancelling it cancels the reading."""
+        # Of a request's calls that wait for a replica Serve knows one: this must not be in the way of a hop.
+        _unset_request_context()
         response = self._of(hop).prefill.remote(hop)
         try:
-            tokens: int = await response
-            thrown_away(self._model, tokens)
-            return tokens
+            read: ReadAhead | None = await response
         except (*GONE, RayTaskError, BackPressureError):
-            return 0
+            return None
         except asyncio.CancelledError:
             response.cancel()
             raise
+        if read is not None:
+            thrown_away(self._model, read.discarded_tokens)
+        return read
 
     async def ask(self, method: str, *, timeout_s: float = 5.0) -> Any:
         """One plain call to any replica, for readiness and accounts."""
@@ -166,7 +187,7 @@ class ServedPool:
         this asks Serve's controller; False where that one can't tell."""
         try:
             async with asyncio.timeout(CONTROLLER_S):
-                status = await asyncio.to_thread(serve.status)
+                status = await _status()
         except (RayError, TimeoutError):
             return False
         deployment = status.applications[self._handle.app_name].deployments[self._handle.deployment_name]
@@ -202,13 +223,26 @@ class ServedPool:
                     raise (HopLost(f"a {self._model} replica fell silent") if heard else Unheard()) from error
                 if chunk is None:
                     return
-                heard = True
+                heard, self._heard_at = True, time.monotonic()
                 if chunk != PULSE:
                     patient = math.inf
                     yield chunk
         finally:
             # Leaving the loop does not stop the replica; this does, and costs nothing once it is done.
             chunks.cancel()
+
+
+async def _status() -> Any:
+    """What Serve's controller tells. While it is away a call hangs, and with it a thread: of its own, and not another
+    for each who asks."""
+    global _asked
+    if _asked is None or _asked.done():
+        _asked = asyncio.get_running_loop().run_in_executor(_controller, serve.status)
+    return await asyncio.shield(_asked)
+
+
+_controller = ThreadPoolExecutor(1, "controller")
+_asked: asyncio.Future[Any] | None = None
 
 
 def _leaving() -> bool:
@@ -218,7 +252,7 @@ def _leaving() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _told(cause: BaseException | None, model: Model) -> Exception:
+def _failure(cause: BaseException | None, model: Model) -> Exception:
     if isinstance(cause, StrangePair):
         message = "The model pair changed while the request was being served; send it again."
         return Refusal(message, status=503, code="pair_changed", retry_after_s=1.0)

@@ -98,6 +98,7 @@ class ThroughText:
 
 
 def other(model: Model) -> Model:
+    """The other one of the pair."""
     return "large" if model == "small" else "small"
 
 

@@ -56,7 +56,7 @@ class Comparison:
 class Router(Protocol):
     """What is needed of a `router.service.StepRouter`."""
 
-    def begin(self, request: Request) -> Transcript: ...
+    async def begin(self, request: Request) -> Transcript: ...
 
     def run(self, page: Transcript) -> AsyncGenerator[Event]: ...
 
@@ -147,7 +147,7 @@ class Shadowed:
             streaming=True,
             timeout_s=LONGEST_S,
         )
-        page = self._router.begin(asked)
+        page = await self._router.begin(asked)
         page.task = replace(page.task, priority=LAST)
         said: list[str] = []
         began = time.monotonic()

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import AbsentPool, ToyModel, ToyPool, following, run, task, tokens
+from toy import AbsentPool, ToyModel, ToyPool, following, prefix, run, task, tokens
 
 from router.hop import Chunk, Ending, Hop
 from router.leftovers import unwanted
+from router.loop import write
 from router.policy import EntropyGate, Turn
 from router.request import Unavailable
+from router.transcript import Transcript
 
 seeds = st.integers(0, 10**6).map(str)
 
@@ -100,6 +102,22 @@ async def test_where_no_other_hop_would_come_an_empty_one_calls_the_last_one_off
         last = served["small"].hops[-1]
         called_off += not last.thinking and not last.tokens
     assert called_off > 5
+
+
+@pytest.mark.parametrize("after", ["small", "large"])
+async def test_a_reader_may_set_an_end_to_it_and_all_is_counted(after: str) -> None:
+    """As a stop string does that no engine could see, be it complete with the large model's word for a guess."""
+    guessing = 0
+    for seed in map(str, range(40)):
+        served = following(seed)
+        page = Transcript(task(EntropyGate(3.0, 2.0)), prefix())
+        async for passage in write(page, served):
+            if page.escalations and passage.model == after and page.finish_reason is None:
+                page.finish("stop")
+        assert page.finish_reason == "stop"
+        assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
+        guessing += any(hop.guess for hop in served["large"].hops)
+    assert guessing > 20
 
 
 async def test_a_right_guess_spares_a_hop_of_the_small_model() -> None:

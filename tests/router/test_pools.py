@@ -18,6 +18,7 @@ from toy import ToyModel, chunks
 
 from router import pools
 from router.hop import PULSE, Chunk, Hop, HopLost, StrangePair, unpack
+from router.leftovers import unwanted
 from router.pools import ServedPool
 from router.request import Refusal, Sampling, Unavailable
 
@@ -288,6 +289,44 @@ async def test_a_sign_of_life_is_no_beginning(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Unavailable):
         async for _ in pool.write(hop()):
             pass
+
+
+async def test_a_plain_hop_of_a_pool_that_has_to_begin_soon_shows_that_it_has() -> None:
+    async def slowly(hop: Hop) -> AsyncGenerator[Chunk]:
+        for chunk in chunks(ToyModel("long", close_rate=0.0), hop, 3 if hop.streaming else 10**6):
+            if not hop.streaming:
+                await asyncio.sleep(0.2)
+            yield chunk
+            await asyncio.sleep(0.001)
+
+    pool = ServedPool("large", Handle(slowly), attempts=3, patience_s=0.1)
+    told = [chunk async for chunk in pool.write(hop(streaming=False))]
+    assert ids(told) == ids(await written(Handle(replica()), hop()))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_replica_that_is_lost_after_its_hops_end_has_lost_nothing(streaming: bool) -> None:
+    async def write(hop: Hop) -> AsyncGenerator[Chunk]:
+        for chunk in chunks(ToyModel("long", close_rate=0.0), hop, 3 if hop.streaming else 10**6):
+            yield chunk
+        raise ActorDiedError
+
+    handle = Handle(write)
+    told = await written(handle, hop(streaming=streaming))
+    assert len(handle.hops) == 1
+    assert told[-1].end is not None
+    assert told[-1].end.resumed == 0
+
+
+async def test_what_nobody_wants_any_more_is_not_taken_up_elsewhere() -> None:
+    handle = Handle(replica(lives=2, error=ActorDiedError()), replica())
+    wanted = unwanted.set(True)
+    try:
+        told = await written(handle, hop())
+    finally:
+        unwanted.reset(wanted)
+    assert len(handle.hops) == 1
+    assert told[-1].end is None
 
 
 async def test_a_pool_that_is_not_heard_of_is_given_up_however_often_it_was_asked(
