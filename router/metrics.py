@@ -40,6 +40,7 @@ class Metrics:
         )
         self.resumed_hops = Counter("glimpse_resumed_hops_total", "Hops whose replica was lost.", ("pool",))
         self.shed = Counter("glimpse_shed_total", "Requests refused for want of room or rights.", ("reason",))
+        self.uncounted = Counter("glimpse_uncounted_total", "Calls to Redis for a tenant's limits that failed.")
         self.step_seconds = Histogram("glimpse_step_seconds", "Time a step was written in.", _STEP_S, ("model",))
         self.hop_seconds = Histogram(
             "glimpse_hop_seconds", "Time of a call from router to pool.", _HOP_S, ("pool", "hop")

@@ -3,7 +3,7 @@
 tenant      a tenant's policy, and the caller that a request comes from
 keys        API keys: random, shown once, kept as digests
 settings    what a deployment says of all this
-database    the database and its migrations
+database    the database; `tables` is its schema, `migrations/` makes it
 directory   tenants and keys in the database
 gate        a key on every request, limits on every response
 limits      requests and tokens a minute, requests at a time; shared by all routers through Redis
@@ -12,6 +12,7 @@ fairness    whose turn it is when the system is full
 journal     finished requests on disk, until the database has them
 delivery    from the journal to the database
 ledger      one row a request in the database, and sums over them
+comparisons what shadow runs found, one row each
 permission  a request as its tenant's policy lets it be
 leases      places for requests at a time
 tenancy     what a router replica holds of all this

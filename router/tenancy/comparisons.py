@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Integer, cast, func, insert, select
+from sqlalchemy import Engine, Integer, Numeric, cast, func, insert, select
 
 from router.request import Model
 from router.shadow import Comparison
@@ -19,10 +19,12 @@ from router.tenancy.tables import comparisons
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All comparisons of a tenant at a pair of thresholds: how many, how many agreed, and sums: seconds, tokens that
-    each way had the large model write, costs in billionths of the currency."""
+    """All comparisons of a tenant's requests to a pair of models at the same thresholds (in nats, to two places): how
+    many, how many agreed, and sums: seconds, tokens that each way had the large model write, costs in billionths of the
+    currency."""
 
     tenant: str
+    pair: str
     threshold: float
     token_threshold: float | None
     compared: int
@@ -46,11 +48,18 @@ class Comparisons:
             connection.execute(insert(comparisons), self._row(compared))
 
     def report(self, tenant: str | None = None, since: datetime | None = None) -> list[Found]:
-        """By tenant and thresholds."""
+        """By tenant, pair of models and thresholds."""
         sums = ("routed_s", "large_s", "routed_large_tokens", "large_tokens", "routed_cost_nano", "large_cost_nano")
-        by = (comparisons.c.tenant, comparisons.c.threshold, comparisons.c.token_threshold)
+        # A controller may move a threshold to any number.
+        threshold, of_tokens = (
+            func.round(cast(column, Numeric), 2) for column in (comparisons.c.threshold, comparisons.c.token_threshold)
+        )
+        by = (comparisons.c.tenant, comparisons.c.pair, threshold, of_tokens)
         wanted = select(
-            *by,
+            comparisons.c.tenant,
+            comparisons.c.pair,
+            threshold.label("at"),
+            of_tokens.label("tokens_at"),
             func.count().label("compared"),
             func.sum(cast(comparisons.c.agree, Integer)).label("agreed"),
             *(func.sum(comparisons.c[name]).label(name) for name in sums),
@@ -63,8 +72,9 @@ class Comparisons:
             return [
                 Found(
                     row.tenant,
-                    row.threshold,
-                    row.token_threshold,
+                    row.pair,
+                    float(row.at),
+                    None if row.tokens_at is None else float(row.tokens_at),
                     row.compared,
                     # PostgreSQL sums integers to decimals.
                     int(row.agreed),
@@ -72,7 +82,7 @@ class Comparisons:
                     row.large_s,
                     *(int(row._mapping[name]) for name in sums[2:]),
                 )
-                for row in connection.execute(wanted.group_by(*by).order_by(*by[:2], by[2].nulls_last()))
+                for row in connection.execute(wanted.group_by(*by).order_by(*by[:3], of_tokens.nulls_last()))
             ]
 
     def _row(self, compared: Comparison) -> dict[str, Any]:

@@ -35,7 +35,7 @@ PATIENCE = {
 (https://www.postgresql.org/docs/current/libpq-connect.html)."""
 
 ANSWER_S = 3.0
-"""What requests wait for may take so long."""
+"""Seconds that a call may take on which a request waits."""
 
 UPGRADE_LOCK = 0x676C696D70  # PostgreSQL's advisory locks are numbers; any one will do
 
@@ -69,7 +69,7 @@ def _sqlite(url: URL) -> Engine:
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise told(error) from error
+        raise _unusable(error) from error
     engine = create_engine(
         url.set(drivername="sqlite", database=str(file)), connect_args={"timeout": CONNECT_S}, hide_parameters=True
     )
@@ -78,7 +78,8 @@ def _sqlite(url: URL) -> Engine:
     def configure(connection: Any, record: Any) -> None:
         # Readers beside one writer, and a writer that waits its turn.
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        # What was delivered is in no journal any more: it has to survive the machine.
+        connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
@@ -99,7 +100,7 @@ def upgrade(engine: Engine) -> None:
                 return
             command.upgrade(config, "head")
     except (SQLAlchemyError, OSError) as error:
-        raise told(error) from error
+        raise _unusable(error) from error
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except SQLAlchemyError as error:
-        raise told(error) from error
+        raise _unusable(error) from error
 
 
 async def answered(ask: Callable[..., T], *arguments: Any) -> T:
@@ -125,7 +126,7 @@ async def answered(ask: Callable[..., T], *arguments: Any) -> T:
 _threads = ThreadPoolExecutor(4, "database")
 
 
-def told(error: Exception) -> DatabaseError:
+def _unusable(error: Exception) -> DatabaseError:
     """The first line of what the driver says, which holds no password."""
     cause = getattr(error, "orig", None) or error
     line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -37,7 +37,7 @@ class Delivery:
     async def deliver(self) -> None:
         """All that was written. Raises `DatabaseError`; what was not delivered stays."""
         began = time.monotonic()
-        self._journal.close_segment()
+        await self._journal.close_segment()
         for segment in list(self._journal.segments()):
             await asyncio.to_thread(self._deliver, segment)
         self.until = began

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +22,7 @@ from router.tenancy import keys
 from router.tenancy.database import DatabaseError, answered
 from router.tenancy.directory import Directory, Key
 from router.tenancy.fairness import busy
+from router.tenancy.settings import loopback
 from router.tenancy.tenant import ANYONE, Caller, Policy
 
 log = logging.getLogger(__name__)
@@ -47,20 +49,24 @@ class Remembered:
 class Gate:
     """Knows callers by their keys.
 
-    directory: None lets everybody in as `ANYONE`. count: called for each request that asks a model for something;
-        raises a `Refusal` if the caller has no more requests left.
+    directory: None lets everybody in as `ANYONE`. local: everybody is whoever uses this machine, and not the pages that
+        they look at. admin_key: what `/admin` wants. cache_s: seconds for which a key is remembered. count: called for
+        each request that asks a model for something; raises a `Refusal` if the caller has no more requests left.
+        crowded: whether a caller's request would find no place.
     """
 
     def __init__(
         self,
         directory: Directory | None,
         *,
+        local: bool = False,
         admin_key: str | None = None,
         cache_s: float = 5.0,
         count: Callable[[Caller, bool], Awaitable[None]] | None = None,
         crowded: Callable[[Caller], bool] = lambda _caller: False,
     ) -> None:
-        self._directory, self._cache_s, self._count, self._crowded = directory, cache_s, count, crowded
+        self._directory, self._local = directory, local
+        self._cache_s, self._count, self._crowded = cache_s, count, crowded
         self._admin_digest = keys.digest(admin_key) if admin_key else None
         self._remembered: OrderedDict[str, Remembered] = OrderedDict()
 
@@ -74,7 +80,11 @@ class Gate:
         if path == ADMIN or path.startswith(f"{ADMIN}/"):
             self._admit_admin(_bearer(scope))
             return ANYONE
-        if self._directory is None or path in OPEN or path.startswith(OPEN_BELOW):
+        if path in OPEN or path.startswith(OPEN_BELOW):
+            return ANYONE
+        if self._directory is None:
+            if self._local:
+                _check_local(Headers(scope=scope))
             return ANYONE
         return await self.identify(_bearer(scope))
 
@@ -157,6 +167,17 @@ class Guard:
             return
         scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, standing)
+
+
+def _check_local(headers: Headers) -> None:
+    """Refuses what a browser sends for a page from elsewhere, also one whose name was made to lead to this machine."""
+    try:
+        host = urlsplit(f"//{headers.get('host', 'localhost')}").hostname or ""
+    except ValueError:
+        host = ""
+    if not (loopback(host) or host.endswith(".localhost")) or headers.get("sec-fetch-site") == "cross-site":
+        message = "Without keys this server answers this machine only: ask it as 127.0.0.1 or localhost."
+        raise Refusal(message, status=403, code="not_local")
 
 
 def _bearer(scope: Scope) -> str | None:

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,8 +32,8 @@ class Journal:
         self._lock = _locked(folder / f"{self.name}{LOCK}")
         assert self._lock is not None
         self._number, self._open = 0, -1
-        self._syncing: asyncio.Task[None] | None = None
-        self._unsynced = False
+        self._written = self._synced = 0
+        self._syncing = asyncio.Lock()
 
     def write(self, entry: Entry) -> None:
         """Append an entry: it survives this process from now on."""
@@ -44,35 +45,42 @@ class Journal:
             # Half a line would take the next one with it.
             os.ftruncate(self._open, before)
             raise OSError(f"the journal in {self._folder} is full")
-        self._unsynced = True
+        self._written += 1
 
     async def sync(self) -> None:
-        """Wait until what was written survives the machine too. Those who wait at a time share one sync."""
-        while self._unsynced:
-            if self._syncing is None:
-                self._syncing = asyncio.create_task(self._sync())
-            await asyncio.shield(self._syncing)
+        """Wait until what was written survives the machine too. Those who wait at a time share one sync. Raises
+        `OSError` if it does not."""
+        if self._synced < self._written:
+            # A disk can't be told to stop: who waits for it may be cancelled, the sync is not.
+            await asyncio.shield(asyncio.create_task(self._sync(self._written)))
 
-    async def _sync(self) -> None:
+    async def close_segment(self) -> None:
+        """What was written goes to whoever delivers, what is written from now on into another segment."""
+        await asyncio.shield(asyncio.create_task(self._close()))
+
+    async def _sync(self, wanted: int) -> None:
+        async with self._syncing:
+            if self._synced >= wanted:
+                return
+            if self._open < 0:
+                raise OSError(f"what was written to the journal in {self._folder} may not be on its disk")
+            await self._flush(os.dup(self._open))
+
+    async def _close(self) -> None:
+        async with self._syncing:
+            if self._open < 0:
+                return
+            file, self._open, self._number = self._open, -1, self._number + 1
+            await self._flush(file)
+
+    async def _flush(self, file: int) -> None:
+        written = self._written
         try:
-            if not self._unsynced:
-                return  # the segment was closed, and synced with that
-            self._unsynced = False
-            # Of its own, as delivery may close the segment meanwhile.
-            file = os.dup(self._open)
-            try:
-                await asyncio.to_thread(os.fdatasync, file)
-            finally:
-                os.close(file)
+            if self._synced < written:
+                await asyncio.get_running_loop().run_in_executor(_disk, os.fdatasync, file)
         finally:
-            self._syncing = None
-
-    def close_segment(self) -> None:
-        if self._open >= 0:
-            if self._unsynced:
-                os.fdatasync(self._open)
-            os.close(self._open)
-            self._open, self._number, self._unsynced = -1, self._number + 1, False
+            os.close(file)
+        self._synced = written
 
     def segments(self) -> Iterator[Path]:
         """Closed segments: this router's, and those of routers that are no more."""
@@ -95,6 +103,10 @@ class Journal:
         log.info("taking over the journal of a router that is gone (%s)", owner)
         lock.unlink(missing_ok=True)
         return True
+
+
+# Of its own: what hangs in the loop's few threads must not hang the accounts.
+_disk = ThreadPoolExecutor(1, "journal")
 
 
 def read(segment: Path) -> list[Entry]:

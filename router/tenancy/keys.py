@@ -30,6 +30,7 @@ class NewKey:
 
 
 def mint() -> NewKey:
+    """A new key, of 256 random bits."""
     id = secrets.token_hex(ID_LENGTH // 2)
     return NewKey(id, f"{PREFIX}_{id}_{secrets.token_urlsafe(32)}")
 
@@ -43,6 +44,7 @@ def id_of(text: str) -> str | None:
 
 
 def digest(text: str) -> bytes:
+    """SHA-256, which is enough for what cannot be guessed."""
     return hashlib.sha256(text.encode()).digest()
 
 

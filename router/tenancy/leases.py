@@ -23,6 +23,8 @@ return 1
 
 
 class Leases(Protocol):
+    """Places for requests at a time. renew_s: seconds after which one that is still held has to be renewed."""
+
     renew_s: float
 
     async def take(self, tenant: str, lease: str, most: int) -> bool:

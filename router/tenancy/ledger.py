@@ -128,10 +128,11 @@ class Ledger:
                 for row in connection.execute(wanted)
             ]
 
-    def spent(self, tenant: str, since: date) -> tuple[int, int]:
-        """Tokens (prompt and completion) and cost in billionths since that day."""
+    def spent(self, tenant: str, since: date, before: date = date.max) -> tuple[int, int]:
+        """Tokens (prompt and completion) and cost in billionths since one day and before another."""
         counted = sum((requests.c[name] for name in TOKENS if "cached" not in name), start=0)  # type: ignore[arg-type]
         wanted = select(func.coalesce(func.sum(counted), 0), func.coalesce(func.sum(requests.c.cost_nano), 0))
         with transaction(self._engine) as connection:
-            tokens, cost = connection.execute(wanted.where(requests.c.tenant == tenant, requests.c.day >= since)).one()
+            theirs = (requests.c.tenant == tenant, requests.c.day >= since, requests.c.day < before)
+            tokens, cost = connection.execute(wanted.where(*theirs)).one()
             return int(tokens), int(cost)

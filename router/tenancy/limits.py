@@ -21,6 +21,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 
+from router.metrics import metrics
 from router.request import Refusal
 from router.tenancy.leases import Leases, LocalLeases, RedisLeases
 from router.tenancy.tenant import Caller
@@ -32,6 +33,9 @@ T = TypeVar("T")
 WINDOW_S = 60
 REDIS_S = 0.5
 """An answer that takes longer counts as none: a request should not wait for its counting."""
+
+CONNECTIONS = 10_000
+"""More than a router takes requests at a time."""
 
 CLOCK_S = 0.05
 """How far apart Redis' clock and a router's reading of it may be."""
@@ -64,7 +68,12 @@ class Limits:
         if url is None:
             storage, self._leases = MemoryStorage(), LocalLeases()
         else:
-            options = {"socket_timeout": REDIS_S, "socket_connect_timeout": REDIS_S}
+            options = {
+                "socket_timeout": REDIS_S,
+                "socket_connect_timeout": REDIS_S,
+                # Of its own accord the client fails where more than a hundred answers are waited for.
+                "max_connections": CONNECTIONS,
+            }
             storage = RedisStorage(
                 f"async+{url}", wrap_exceptions=True, implementation="redispy", key_prefix="glimprouter", **options
             )
@@ -85,15 +94,18 @@ class Limits:
             yield
             return
         lease = uuid4().hex
-        held = await self._asked(self._leases.take, caller.tenant, lease, most)
-        if held is False:
-            message = f"Only {most} requests at a time are allowed for this key's tenant; wait for one to end."
-            raise Refusal(message, status=429, code="concurrency_limit_exceeded", retry_after_s=1.0)
-        keeping = asyncio.create_task(self._keep(caller.tenant, lease))
+        keeping: asyncio.Task[None] | None = None
         try:
+            held = await self._asked(self._leases.take, caller.tenant, lease, most)
+            if held is False:
+                message = f"Only {most} requests at a time are allowed for this key's tenant; wait for one to end."
+                raise Refusal(message, status=429, code="concurrency_limit_exceeded", retry_after_s=1.0)
+            keeping = asyncio.create_task(self._keep(caller.tenant, lease))
             yield
         finally:
-            keeping.cancel()
+            # Whether it was taken is not known where nobody waited for the answer; to give back another does no harm.
+            if keeping is not None:
+                keeping.cancel()
             _in_background(self._quietly(self._leases.give_back(caller.tenant, lease)))
 
     async def take(self, caller: Caller, tokens: int) -> Taken | None:
@@ -186,6 +198,7 @@ class Limits:
                 return await ask(*arguments)
             except (StorageError, OSError, TimeoutError) as error:
                 self._resting_until = time.monotonic() + PAUSE_S
+                metrics().uncounted.inc()
                 log.warning("limits can't be counted (%s); requests pass if %s", type(error).__name__, self._down)
         if self._down == "open" or may_fail:
             return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.request import Refusal, Request, Routing
-from router.tenancy.tenant import ModelName, Policy
+from router.tenancy.tenant import Policy
 
 
-def permitted(request: Request, policy: Policy) -> Request:
-    """The request with the policy's defaults and bounds. Raises a `Refusal` where it asks for more."""
-    model: ModelName = request.routing.mode if request.routing.mode in ("small", "large") else "glimpse"  # type: ignore[assignment]
+def permitted(request: Request, policy: Policy, *, by_token: bool = True) -> Request:
+    """The request with the policy's defaults and bounds. Raises a `Refusal` where it asks for more.
+
+    by_token: whether the pair can be routed so.
+    """
+    model = request.routing.model
     if policy.models is not None and model not in policy.models:
         allowed = ", ".join(sorted(policy.models))
         message = f"This key's tenant may not use model {model!r}; it may use {allowed}."
@@ -20,13 +23,13 @@ def permitted(request: Request, policy: Policy) -> Request:
         raise Refusal(message, param="max_tokens", code="invalid_value")
     return replace(
         request,
-        routing=_routing(request.routing, policy),
+        routing=_routing(request.routing, policy, policy.token_threshold if by_token else None),
         most_tokens=policy.max_output,
         context_tokens=policy.max_context,
     )
 
 
-def _routing(routing: Routing, policy: Policy) -> Routing:
+def _routing(routing: Routing, policy: Policy, token_threshold: float | None) -> Routing:
     bound = policy.max_large_share
     if routing.mode in ("large", "random") and bound is not None and bound < 1.0:
         what = "model 'large' alone" if routing.mode == "large" else "random routing"
@@ -40,5 +43,5 @@ def _routing(routing: Routing, policy: Policy) -> Routing:
         routing,
         max_large_share=share,
         threshold=policy.threshold if routing.threshold is None else routing.threshold,
-        token_threshold=policy.token_threshold if routing.token_threshold is None else routing.token_threshold,
+        token_threshold=token_threshold if routing.token_threshold is None else routing.token_threshold,
     )

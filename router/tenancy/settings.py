@@ -62,6 +62,7 @@ class Access:
 
 
 def admin_key() -> str | None:
+    """What `/admin` wants; None: nobody gets in there."""
     return os.environ.get(ADMIN_KEY) or None
 
 

@@ -13,18 +13,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from router.request import Model, ModelUsage, Refusal
 from router.tenancy.database import DatabaseError, answered
 from router.tenancy.ledger import Ledger
 from router.tenancy.settings import Price
-from router.tenancy.tenant import Caller
+from router.tenancy.tenant import Caller, Policy
 
 log = logging.getLogger(__name__)
 
 NANO = 10**9
 FRESH_S = 5.0
+EARLIER_S = 3600.0
+"""How long what was spent before yesterday is believed: there may be millions of rows, and hardly one comes so late."""
 
 
 def cost_nano(prices: Mapping[Model, Price], usage: Mapping[Model, ModelUsage]) -> int:
@@ -68,6 +70,15 @@ class Account:
         return self.read + self.since + self.running
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a tenant spent in a month before a day, as read from the ledger at `at`."""
+
+    before: date
+    spent: Bill
+    at: float
+
+
 class Budgets:
     """Monthly budgets.
 
@@ -79,6 +90,7 @@ class Budgets:
         self._accounts: dict[str, Account] = {}
         self._finished: dict[str, list[tuple[float, Bill]]] = {}
         self._reading: dict[str, asyncio.Lock] = {}
+        self._earlier: dict[str, Earlier] = {}
 
     async def reserve(self, caller: Caller, most: Bill) -> None:
         """Set aside what a request may come to. Raises a `Refusal` if the month's budget does not hold so much."""
@@ -86,18 +98,19 @@ class Budgets:
         if not policy.budgeted:
             return
         account = await self._account(caller.tenant)
-        after = account.most + most
-        over_tokens = policy.monthly_tokens is not None and after.tokens > policy.monthly_tokens
-        over_cost = policy.monthly_cost is not None and after.cost_nano > policy.monthly_cost * NANO
+        over_tokens, over_cost = _over(policy, account.most + most)
         if over_tokens or over_cost:
             left = Bill(policy.monthly_tokens or 0, round((policy.monthly_cost or 0.0) * NANO)) - account.most
             room = f"{max(0, left.tokens):,} tokens" if over_tokens else f"{max(0, left.cost_nano) / NANO:g}"
             asked = f"{most.tokens:,} tokens" if over_tokens else f"{most.cost_nano / NANO:g}"
+            # Requests under way hold what they may come to, and give most of it back.
+            held = not any(_over(policy, account.read + account.since + most))
             raise Refusal(
-                f"This month's budget has {room} left, and this request may come to {asked}.",
+                f"This month's budget has {room} left, and this request may come to {asked}"
+                f"{': requests under way hold the rest' if held else ''}.",
                 status=429,
                 code="insufficient_quota",
-                retry_after_s=_until_next_month(),
+                retry_after_s=1.0 if held else _until_next_month(),
             )
         account.running += most
 
@@ -117,7 +130,7 @@ class Budgets:
                 return known
             began, delivered = time.monotonic(), self._delivered()
             try:
-                read = Bill(*await answered(self._ledger.spent, tenant, month))
+                read = await self._spent(tenant, month)
             except DatabaseError as error:
                 if known is not None:
                     log.warning("a budget could not be read: %s", error)
@@ -133,6 +146,22 @@ class Budgets:
                 known = self._accounts[tenant] = Account(month, read, began)
             known.month, known.read, known.at, known.since = month, read, began, since
             return known
+
+    async def _spent(self, tenant: str, month: date) -> Bill:
+        yesterday = max(month, datetime.now(UTC).date() - timedelta(days=1))
+        earlier = self._earlier.get(tenant)
+        if earlier is None or earlier.before != yesterday or time.monotonic() - earlier.at > EARLIER_S:
+            spent = Bill(*await answered(self._ledger.spent, tenant, month, yesterday))
+            earlier = self._earlier[tenant] = Earlier(yesterday, spent, time.monotonic())
+        return earlier.spent + Bill(*await answered(self._ledger.spent, tenant, yesterday))
+
+
+def _over(policy: Policy, bill: Bill) -> tuple[bool, bool]:
+    """Whether it is more than a month's tokens, and more than a month's cost."""
+    return (
+        policy.monthly_tokens is not None and bill.tokens > policy.monthly_tokens,
+        policy.monthly_cost is not None and bill.cost_nano > policy.monthly_cost * NANO,
+    )
 
 
 def _until_next_month() -> float:

@@ -60,7 +60,8 @@ class Tenancy:
         if access.database_url is None:
             if not (access.behind_gateway or host is None or loopback(host)):
                 raise PermissionError(f"without keys, anyone could use a server on {host}: set {DATABASE_URL}")
-            return cls(Gate(None, admin_key=admin_key(), crowded=crowded), limits, queue, access.prices)
+            gate = Gate(None, local=not access.behind_gateway, admin_key=admin_key(), crowded=crowded)
+            return cls(gate, limits, queue, access.prices)
         engine = connect(access.database_url)
         upgrade(engine)
         gate = Gate(

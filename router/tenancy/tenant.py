@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.request import ModelName
+
 PriorityClass = Literal["high", "normal", "low"]
-ModelName = Literal["glimpse", "small", "large"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """What a tenant may be called."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from opentelemetry import trace
 
-from router.request import MODELS, Event, Finished, ModelUsage, Pair, Refusal, Request
+from router.request import Event, Finished, ModelUsage, Pair, Refusal, Request
 from router.tenancy.fairness import Turn
 from router.tenancy.ledger import Entry, tokens_of
 from router.tenancy.permission import permitted
@@ -28,7 +28,7 @@ class Router(Protocol):
 
     pair: Pair
 
-    def begin(self, request: Request) -> Transcript: ...
+    async def begin(self, request: Request) -> Transcript: ...
 
     def run(self, page: Transcript) -> AsyncGenerator[Event]: ...
 
@@ -50,26 +50,32 @@ class Tenanted:
 
     async def write(self, request: Request) -> AsyncGenerator[Event]:
         """See `router.request.Service`."""
-        caller, received, office = request.caller or ANYONE, datetime.now(UTC), self._tenancy
-        page = self._router.begin(permitted(request, caller.policy))
-        most, policy = self._most(page), caller.policy
-        async with office.limits.running(caller):
-            taken = await office.limits.take(caller, most.tokens)
+        caller, received = request.caller or ANYONE, datetime.now(UTC)
+        policy, queue = caller.policy, self._tenancy.queue
+        async with self._tenancy.limits.running(caller):
+            by_token = self.pair.handover != "text"
+            page = await self._router.begin(permitted(request, policy, by_token=by_token))
+            place = queue.turn(caller.tenant, policy.priority, policy.weight, deadline=page.task.deadline)
+            async with self._charged(page, caller), place as turn:
+                page.task = replace(page.task, priority=turn.priority)
+                async with aclosing(self._account(page, request, caller, turn, received)) as events:
+                    async for event in events:
+                        yield event
+
+    @asynccontextmanager
+    async def _charged(self, page: Transcript, caller: Caller) -> AsyncGenerator[None]:
+        """Takes what the request may come to from its tenant's minute and month, and gives back what it did not use.
+        Raises a `Refusal` if so much is not left."""
+        most, tenancy = self._most(page), self._tenancy
+        taken = await tenancy.limits.take(caller, most.tokens)
+        try:
+            await tenancy.reserve(caller, most)
             try:
-                await office.reserve(caller, most)
-                try:
-                    place = office.queue.turn(
-                        caller.tenant, policy.priority, policy.weight, deadline=page.task.deadline
-                    )
-                    async with place as turn:
-                        page.task = replace(page.task, priority=turn.priority)
-                        async with aclosing(self._account(page, request, caller, turn, received)) as events:
-                            async for event in events:
-                                yield event
-                finally:
-                    office.settle(caller, most, self._bill(page))
+                yield
             finally:
-                office.limits.settle(caller, taken, self._bill(page).tokens)
+                tenancy.settle(caller, most, self._bill(page))
+        finally:
+            tenancy.limits.settle(caller, taken, self._bill(page).tokens)
 
     async def _account(
         self, page: Transcript, request: Request, caller: Caller, turn: Turn, received: datetime
@@ -125,7 +131,7 @@ class Tenanted:
             id=request.id,
             tenant=caller.tenant,
             key=caller.key,
-            model=request.routing.mode if request.routing.mode in MODELS else "glimpse",
+            model=request.routing.model,
             pair=page.task.pair,
             **tokens_of(page.usage),
             discarded_tokens=page.discarded_tokens,

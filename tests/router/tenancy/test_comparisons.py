@@ -53,6 +53,14 @@ def test_tokens_are_a_threshold_of_their_own(comparisons: Comparisons) -> None:
     assert [(one.token_threshold, one.compared) for one in comparisons.report()] == [(0.5, 2), (0.75, 1), (None, 1)]
 
 
+def test_pairs_of_models_are_apart_and_a_threshold_that_moves_is_one(comparisons: Comparisons) -> None:
+    comparisons.add(replace(ONE, threshold=0.50312))
+    comparisons.add(replace(ONE, id="b", threshold=0.49871))
+    comparisons.add(replace(ONE, id="c", pair="77aa"))
+    found = [(one.pair, one.threshold, one.compared) for one in comparisons.report()]
+    assert found == [("77aa", 0.5, 1), ("9f2c", 0.5, 2)]
+
+
 def test_a_report_can_be_narrowed(comparisons: Comparisons) -> None:
     comparisons.add(ONE)
     comparisons.add(replace(ONE, id="b", at=NOW - timedelta(days=3)))

@@ -219,6 +219,27 @@ async def test_without_an_admin_key_nobody_is_admin() -> None:
             assert (await client.get("/admin/tenants", headers=headers)).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:8000"}, 200),
+        ({"host": "localhost"}, 200),
+        ({"host": "[::1]:8000"}, 200),
+        ({"host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}, 200),
+        ({"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}, 403),
+        ({"host": "a-page.example:8000", "sec-fetch-site": "same-origin"}, 403),
+        ({"host": "[x"}, 403),
+    ],
+)
+async def test_without_keys_pages_from_elsewhere_are_not_served(
+    service: Any, headers: dict[str, str], status: int
+) -> None:
+    app = build(lambda: service, gate=lambda: Gate(None, local=True))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as client:
+        assert (await client.get("/v1/models", headers=headers)).status_code == status
+        assert (await client.get("/healthz", headers=headers)).status_code == 200
+
+
 async def test_no_key_shows_in_logs_errors_or_reprs(
     client: httpx.AsyncClient, directory: Directory, service: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 
@@ -83,18 +84,60 @@ async def test_those_who_sync_at_a_time_all_return(folder: Path) -> None:
         journal.write(entry(f"r{n:03}"))
         await journal.sync()
         if n % 7 == 0:
-            journal.close_segment()
+            await journal.close_segment()
 
     await asyncio.gather(*(one(n) for n in range(200)))
-    journal.close_segment()
+    await journal.close_segment()
     written = [one.id for segment in journal.segments() for one in read(segment)]
     assert sorted(written) == [f"r{n:03}" for n in range(200)]
+
+
+async def test_nobody_waits_for_more_than_two_syncs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, syncs = Journal(folder), 0
+
+    def slow(_file: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        time.sleep(0.02)
+
+    monkeypatch.setattr("router.tenancy.journal.os.fdatasync", slow)
+
+    async def writing() -> None:
+        while True:
+            journal.write(entry("later"))
+            await asyncio.sleep(0.001)
+
+    others = asyncio.create_task(writing())
+    journal.write(entry("a"))
+    await journal.sync()
+    await asyncio.sleep(0.005)
+    journal.write(entry("b"))
+    before = syncs
+    await journal.sync()
+    others.cancel()
+    assert syncs - before <= 2
+
+
+async def test_what_could_not_be_synced_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(folder)
+
+    def broken(_file: int) -> None:
+        raise OSError("the disk is broken")
+
+    monkeypatch.setattr("router.tenancy.journal.os.fdatasync", broken)
+    journal.write(entry("a"))
+    with pytest.raises(OSError, match="broken"):
+        await journal.sync()
+    with pytest.raises(OSError, match="broken"):
+        await journal.close_segment()
+    with pytest.raises(OSError, match="may not be"):
+        await journal.sync()
 
 
 async def test_a_crash_before_the_segment_is_deleted_changes_nothing(database: Engine, folder: Path) -> None:
     journal, ledger = Journal(folder), Ledger(database)
     journal.write(entry("a"))
-    journal.close_segment()
+    await journal.close_segment()
     (segment,) = journal.segments()
     ledger.add(read(segment))
     await Delivery(journal, ledger, 1.0).deliver()
@@ -102,14 +145,14 @@ async def test_a_crash_before_the_segment_is_deleted_changes_nothing(database: E
 
 
 KILLED = """
-import os, signal, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests/router")
 from entries import entry
 from router.tenancy.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.write(entry("a"))
-journal.close_segment()
+asyncio.run(journal.close_segment())
 journal.write(entry("b"))
 print("written", flush=True)
 signal.pause() if len(sys.argv) > 2 else os.kill(os.getpid(), signal.SIGKILL)

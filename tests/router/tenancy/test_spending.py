@@ -48,6 +48,25 @@ async def test_a_budget_of_tokens_is_never_overrun(budgets: Budgets) -> None:
         await budgets.reserve(who, Bill(1, 0))
 
 
+async def test_what_requests_under_way_hold_is_free_in_a_moment(budgets: Budgets) -> None:
+    who = caller(monthly_tokens=1000)
+    await budgets.reserve(who, Bill(900, 0))
+    with pytest.raises(Refusal, match="under way") as refused:
+        await budgets.reserve(who, Bill(200, 0))
+    assert refused.value.retry_after_s == 1.0
+
+
+async def test_days_long_past_are_not_added_up_again(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, asked = Ledger(database), []
+    spent = ledger.spent
+    monkeypatch.setattr(ledger, "spent", lambda *days: (asked.append(days), spent(*days))[1])
+    monkeypatch.setattr("router.tenancy.spending.FRESH_S", 0.0)
+    budgets = Budgets(ledger, delivered=lambda: 0.0)
+    for _ in range(3):
+        await budgets.reserve(caller(monthly_tokens=1000), TENTH)
+    assert [len(days) for days in asked] == [3, 2, 2, 2]
+
+
 async def test_a_budget_of_money(budgets: Budgets) -> None:
     who = caller(monthly_cost=0.000002)
     await budgets.reserve(who, TENTH)

@@ -57,9 +57,9 @@ async def finished(service: Tenanted, request: Request) -> Finished:
     return events[-1]
 
 
-def journaled(tenancy: Tenancy) -> list[Entry]:
+async def journaled(tenancy: Tenancy) -> list[Entry]:
     assert tenancy.accounts is not None
-    tenancy.accounts.journal.close_segment()
+    await tenancy.accounts.journal.close_segment()
     return [entry for segment in tenancy.accounts.journal.segments() for entry in read(segment)]
 
 
@@ -69,7 +69,7 @@ async def test_a_finished_request_is_journaled_before_its_last_event(tenancy: Te
         async with aclosing(Tenanted(service, tenancy).write(asked())) as events:
             async for event in events:
                 if isinstance(event, Finished):
-                    (entry,) = journaled(tenancy)
+                    (entry,) = await journaled(tenancy)
                     end = event
     assert (entry.id, entry.tenant, entry.key, entry.model, entry.status) == (
         "r1",
@@ -91,7 +91,7 @@ async def test_a_client_that_leaves_pays_for_what_was_written(tenancy: Tenancy) 
     service, pools = reciting(SCRIPT, chunk=1)
     async with aclosing(Tenanted(service, tenancy).write(asked(streaming=True))) as events:
         await anext(events)
-    (entry,) = journaled(tenancy)
+    (entry,) = await journaled(tenancy)
     assert entry.status == "client_gone"
     assert 0 < entry.small_completion_tokens < 10
     assert pools["small"].closed == len(pools["small"].hops)
@@ -109,7 +109,7 @@ async def test_a_request_that_fails_half_way_is_in_the_account(
     monkeypatch.setattr(pools["large"], "write", broken)
     with pytest.raises(Refusal):
         await finished(Tenanted(service, tenancy), asked())
-    (entry,) = journaled(tenancy)
+    (entry,) = await journaled(tenancy)
     assert (entry.status, entry.large_completion_tokens) == ("deadline", 0)
     assert entry.small_completion_tokens > 0
 
@@ -118,7 +118,7 @@ async def test_what_is_refused_before_a_token_has_no_account(tenancy: Tenancy) -
     service, _ = reciting(SCRIPT)
     with pytest.raises(Refusal):
         await finished(Tenanted(service, tenancy), asked("small", policy={"models": ["glimpse"]}))
-    assert journaled(tenancy) == []
+    assert await journaled(tenancy) == []
 
 
 async def test_a_disk_that_is_full_refuses_rather_than_loses(tenancy: Tenancy, monkeypatch: pytest.MonkeyPatch) -> None:
