@@ -1,0 +1,21 @@
+"""What runs on the cluster, and what starts it there.
+
+config        what a profile's `args` may say
+app           builds the Serve application from them
+engine        one vLLM engine in a replica
+scheduler     ends a hop in the engine itself; `sessions` keeps its request for the next one
+worker        what is added to vLLM's workers: `glimpses` (entropy instead of logprobs), `drafts`
+autoscaling   how many replicas a pool needs
+lifeline      nothing outlives the system it belongs to
+
+cli           `glimprouter`
+plan          a profile that was read, with all that can be checked before anything runs
+launcher      starts it on one machine; `progress` shows how, `first_question` is the proof
+rollout       changes a running system without a failed request
+asking        `glimprouter ask`
+proxies       what this machine asks itself goes through none
+tenants       `glimprouter keys`, `tenants`, `usage` and `shadow`
+
+profiles/     Serve config files
+pocket/       the embedded pair: its weights, and how they were made
+"""

@@ -9,7 +9,6 @@ The bar is the entropy of the step's first token against the most it can be, ln 
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +19,9 @@ import httpx
 from rich.console import Console
 from rich.text import Text
 
-MOST = math.log(20)  # nats
+from deployments.first_question import said
+from router.glimpse import MAX_ENTROPY
+
 BAR = 9
 COLOURS = {"small": "cyan", "large": "magenta"}
 
@@ -96,6 +97,8 @@ def _server(url: str, key: str | None) -> Iterator[httpx.Client]:
         raise AskError(f"the connection to {url} broke: {error or type(error).__name__}") from None
     except json.JSONDecodeError:
         raise AskError(f"what answers at {url} does not speak this API") from None
+    except ImportError as error:
+        raise AskError(f"the proxy that the environment names can't be used: {error}") from None
     except ValueError as error:  # what can be no header (a key) or no JSON (a number, half a character)
         raise AskError(f"that can't be sent: {error}") from None
 
@@ -103,12 +106,8 @@ def _server(url: str, key: str | None) -> Iterator[httpx.Client]:
 def _check(reply: httpx.Response) -> None:
     if reply.status_code == 200:
         return
-    try:
-        message = reply.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = " ".join(reply.text.split())[:200]
     hint = "; give a key with --key or GLIMPROUTER_API_KEY" if reply.status_code == 401 else ""
-    raise AskError(f"the server says {reply.status_code}: {message}{hint}")
+    raise AskError(f"the server says {reply.status_code}: {said(reply.text)}{hint}")
 
 
 class Transcript:
@@ -126,9 +125,12 @@ class Transcript:
         began, first = time.monotonic(), None
         end: Json = {}
         usage: Json = {}
+        cut = False
         with self.console.status("[dim]thinking", spinner="dots") as status:
             for chunk in chunks:
-                delta = (chunk.get("choices") or [{}])[0].get("delta") or {}
+                choice = (chunk.get("choices") or [{}])[0]
+                delta = choice.get("delta") or {}
+                cut = cut or choice.get("finish_reason") == "length"
                 if delta.get("reasoning_content") or delta.get("content"):
                     first = first or time.monotonic() - began
                 self.thinks = self.thinks or bool(delta.get("reasoning_content"))
@@ -148,6 +150,8 @@ class Transcript:
             self.console.print()
             self.console.print(Text(self.answer.strip(), style="bold"))
         self.console.print()
+        if cut:
+            self.console.print(Text("Cut by the limit on tokens.", style="yellow"))
         self.console.print(Text(cost(end, usage, time.monotonic() - began, first), style="dim"))
 
     def row(self, step: Json) -> None:
@@ -168,7 +172,7 @@ def meter(entropy: float | None) -> str:
     """An entropy in nats, and as a bar."""
     if entropy is None:
         return f"   – {'':{BAR}}"
-    eighths = round(min(entropy / MOST, 1.0) * BAR * 8)
+    eighths = round(min(entropy / MAX_ENTROPY, 1.0) * BAR * 8)
     bar = "█" * (eighths // 8) + (chr(0x2590 - eighths % 8) if eighths % 8 else "")
     return f"{entropy:4.2f} {bar:{BAR}}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ from typing import Annotated
 import typer
 
 from deployments import tenants
+from deployments.proxies import spare_this_machine
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -27,6 +30,12 @@ def _fail(error: Exception) -> typer.Exit:
     return typer.Exit(1)
 
 
+def _named(profile: Path) -> Path:
+    """A file, or a profile that comes along by its name."""
+    named = PROFILES / f"{profile}.yaml"
+    return named if named.exists() and not profile.exists() else profile
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"glimprouter {installed('glimprouter')}")
@@ -38,7 +47,8 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-) -> None: ...
+) -> None:
+    spare_this_machine()
 
 
 @app.command()
@@ -65,11 +75,8 @@ def run(
     from deployments.plan import check_port, read_plan
     from deployments.progress import StartError
 
-    profile = profile or embedded_pair()
-    if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
-        profile = named
     try:
-        plan = read_plan(profile, host=host, port=port, verbose=verbose)
+        plan = read_plan(_named(profile or embedded_pair()), host=host, port=port, verbose=verbose)
         check_port(plan.host, plan.port)
     except StartError as error:
         raise _fail(error) from None
@@ -89,10 +96,8 @@ def rollout(
     from deployments.progress import Console, StartError
     from deployments.rollout import roll_out
 
-    if not profile.exists() and (named := PROFILES / f"{profile}.yaml").exists():
-        profile = named
     try:
-        plan = read_plan(profile)
+        plan = read_plan(_named(profile))
         roll_out(plan, Console(plan.started).say)
     except StartError as error:
         raise _fail(error) from None
@@ -123,6 +128,10 @@ def ask(
 
     if question == "-":
         question = typer.get_text_stream("stdin", errors="replace").read()
+    if not (question := question.strip()):
+        raise _fail(ValueError("there is no question"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what this terminal has no character for
     body = asking.body(
         question,
         model=model,

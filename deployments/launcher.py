@@ -29,6 +29,7 @@ from typing import NoReturn
 import psutil
 
 from deployments import lifeline
+from deployments.config import problem
 from deployments.first_question import ask_both
 from deployments.plan import Plan
 from deployments.progress import Console, StartError, root_cause, wait_until_running
@@ -49,6 +50,8 @@ ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Replicas are reached at their machine's own address, which no proxy for the world outside leads to.
+    "grpc_proxy": "",
     # Each of a process's many threads would keep what it freed in a heap of its own, and replicas grow.
     "MALLOC_ARENA_MAX": "2",
     # The raylet and the GCS have an allocator of their own for which the same holds.
@@ -139,9 +142,7 @@ def start(plan: Plan, logs: Path) -> NoReturn:
     try:
         config = ServeDeploySchema.model_validate(plan.config)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StartError(f"{plan.profile}: {where}: {first['msg']}") from None
+        raise StartError(f"{plan.profile}: {problem(error)}") from None
     # Replicas leave the sockets of their engines behind when they are killed: here they go with the logs.
     os.environ.setdefault("VLLM_RPC_BASE_PATH", str(logs))
     ray.init(
@@ -200,6 +201,7 @@ def stay(console: Console, ours: tuple[int, ...]) -> NoReturn:
 
 
 def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and was not waited for does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -211,6 +213,8 @@ stopping = threading.Event()
 
 
 def listen_for_stop() -> None:
+    """Raise `Stop` in the main thread at the next signal to stop."""
+
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         stopping.set()
         raise Stop
@@ -234,6 +238,7 @@ def end(status: int, logs: Path) -> NoReturn:
 
 
 def main() -> NoReturn:
+    """The starter: reads its plan from standard input."""
     plan = Plan(**json.load(sys.stdin))
     listen_for_stop()
     status = 1
@@ -266,10 +271,12 @@ def main() -> NoReturn:
 
 
 def complain(line: str, logs: Path) -> None:
+    """Say in one line why nothing runs, and where the logs are."""
     print(f"glimprouter: {line}\n  logs: {logs}/session_latest/logs", file=sys.stderr, flush=True)
 
 
 def shut_down(quietly: bool) -> None:
+    """End Serve and Ray in order, if they were begun."""
     if "ray" not in sys.modules:
         return
     if quietly:  # Ray reports every actor it ends on request as a failure

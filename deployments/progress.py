@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import takewhile
 from textwrap import shorten
+from typing import Any
 
 START_S = 3600.0  # a 32B model from a slow disk or the hub takes its time; progress is shown all along
 
@@ -40,9 +42,7 @@ def wait_until_running(console: Console) -> None:
         waiting: list[str] = []
         for name, application in applications.items():
             if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                failed = (one for one in application.deployments.values() if "fail" in one.message.lower())
-                message = next((one.message for one in failed), application.message)
-                raise StartError(f"{name} did not start: {root_cause(message)}")
+                raise StartError(f"{name} did not start: {failure(application)}")
             if not application.deployments:
                 waiting.append(f"{name} being built")
             for deployment, overview in application.deployments.items():
@@ -63,8 +63,22 @@ def wait_until_running(console: Console) -> None:
         time.sleep(0.25)
 
 
+def failure(application: Any) -> str:
+    """Why an application (Serve's `ApplicationStatusOverview`) does not run."""
+    failed = (one.message for one in application.deployments.values() if "fail" in one.message.lower())
+    return root_cause(next(failed, application.message))
+
+
 def root_cause(message: str) -> str:
     """The line of a traceback that says what happened."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Refusal)\b.*: ", line)]
-    return errors[-1] if errors else (lines[0] if lines else "no reason given")
+    errors = [n for n, line in enumerate(lines) if re.match(r"(\w+\.)*\w*(Error|Exception|Refusal)\b.*: ", line)]
+    if not errors:
+        return lines[0] if lines else "no reason given"
+    said = lines[errors[-1]]
+    if "validation error" not in said:
+        return said
+    # pydantic says in the lines below what is wrong: the field, where it is one, and the reason.
+    below = takewhile(lambda line: not line.startswith("For further information"), lines[errors[-1] + 1 :])
+    reasons = [line.partition(" [type=")[0].removeprefix("Value error, ") for line in below]
+    return f"{said.rpartition(' for ')[2]}: {': '.join(reasons)}" if reasons else said

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.attaching import attach
-from deployments.config import AppConfig
+from deployments.config import AppConfig, problem
 from deployments.plan import Plan
-from deployments.progress import StartError, root_cause
+from deployments.progress import StartError, failure
 
 APP = "deployments.app:build"
 DRAINED_S = 1.0
@@ -103,8 +103,7 @@ def _deploy(client: Any, plan: Plan, applications: list[Mapping[str, Any]]) -> N
     try:
         client.deploy_apps(ServeDeploySchema.model_validate(plan.config | {"applications": applications}))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise StartError(f"{plan.profile}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise StartError(f"{plan.profile}: {problem(error)}") from None
 
 
 def _wait_until_running(name: str, say: Say) -> None:
@@ -119,8 +118,7 @@ def _wait_until_running(name: str, say: Say) -> None:
                 say(f"{name} {deployment} {state}")
                 told[deployment] = state
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            failed = (one.message for one in application.deployments.values() if "fail" in one.message.lower())
-            raise StartError(f"{name} did not come up: {root_cause(next(failed, application.message))}")
+            raise StartError(f"{name} did not come up: {failure(application)}")
         if application.status == "RUNNING":
             return
         time.sleep(0.5)

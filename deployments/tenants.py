@@ -1,4 +1,4 @@
-"""`glimprouter keys`, `tenants` and `usage`: what an operator does with the tenants' database."""
+"""`glimprouter keys`, `tenants`, `usage` and `shadow`: what an operator does with the tenants' database."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ shadow = typer.Typer(help="What routing would change, on your own traffic.", no_
 
 
 def duration(text: str | timedelta) -> timedelta:
+    """Reads 90d, 12h or 30m."""
     if isinstance(text, timedelta):  # an option's default
         return text
     found = re.fullmatch(r"(\d{1,6})([mhd])", text)
@@ -212,19 +213,20 @@ def shadow_report(
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated, with a header.")] = False,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
-    """Compare routed requests with the large model alone, by tenant and thresholds (profile: `shadow.share`)."""
+    """Compare routed requests with the large model alone, by tenant, pair and thresholds (profile: `shadow.share`)."""
     from loadtest.intervals import share
     from router.tenancy.comparisons import Comparisons
 
     with opened(database) as engine:
         found = Comparisons(engine, {}).report(tenant, since and since.replace(tzinfo=UTC))
     head = (
-        *("tenant", "threshold", "token threshold", "compared", "agree", "agree low", "agree high"),
+        *("tenant", "pair", "threshold", "token threshold", "compared", "agree", "agree low", "agree high"),
         *("seconds routed", "seconds large", "large tokens saved", "cost saved"),
     )
     rows = [
         (
             one.tenant or "anonymous",
+            one.pair,
             f"{one.threshold:g}",
             "" if one.token_threshold is None else f"{one.token_threshold:g}",
             str(one.compared),

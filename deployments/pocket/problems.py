@@ -22,7 +22,6 @@ own (split, seed, index), so no seed of one split can reproduce another split's 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -182,12 +181,6 @@ class _Line:
             f"{self.price} coins for one {self.item.named(1)}, {self.quantity} x {self.price}.",
             f"{self.cost} coins for {self.goods}, {self.before} {sign} {self.cost}.",
         )
-
-
-def parse_answer(reply: str) -> int | None:
-    """The last number in a reply, or None."""
-    numbers = re.findall(r"\d+", reply)
-    return int(numbers[-1]) if numbers else None
 
 
 def _verbs(amount: int, cost: int) -> list[str]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,6 +125,43 @@ def test_errors_take_one_line_and_say_what_to_do(server: Scripted) -> None:
     assert done.exit_code == 1
     assert "start the server with `make run`" in done.output
     assert done.output.count("\n") == 1
+
+
+def test_a_reply_that_was_cut_says_so(server: Scripted) -> None:
+    server.chunks = [*THINKING[:2], {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}]
+    _, lines = ask(server)
+    assert "Cut by the limit on tokens." in lines
+    server.chunks = THINKING
+    assert not any("limit" in line for line in ask(server)[1])
+
+
+def test_a_question_is_what_it_says(server: Scripted) -> None:
+    server.chunks = THINKING
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    assert CliRunner().invoke(app, ["ask", "-", "--url", url], input="How many?\n").exit_code == 0
+    assert server.asked["messages"][-1]["content"] == "How many?"
+    done = CliRunner().invoke(app, ["ask", "-", "--url", url], input=" \n")
+    assert (done.exit_code, done.output) == (1, "glimprouter: there is no question\n")
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_no_proxy_stands_between_this_machine_and_itself(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "elsewhere.example")
+    server.chunks = THINKING
+    assert ask(server)[0] == 0
+
+
+def test_what_a_terminal_has_no_character_for_is_no_failure(server: Scripted) -> None:
+    server.chunks = THINKING
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    command = [sys.executable, "-m", "deployments.cli", "ask", "How many?", "--url", url]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"It is 12." in done.stdout
 
 
 def test_an_answer_without_its_end_is_none(server: Scripted) -> None:

@@ -10,12 +10,14 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
 from deployments import launcher
+from deployments.config import embedded_pair
 from deployments.plan import read_plan
 from deployments.progress import StartError, root_cause
 from router.tenancy.settings import loopback
@@ -52,6 +54,45 @@ def test_a_bad_profile_is_refused_in_one_line_that_names_it(text: str, says: str
     assert message.startswith(f"{profile}: ")
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"http_options": {"port": "eight"}}, "http_options.port: "),
+        ({"http_options": 8000}, "http_options."),
+        ({"http_options": {"prot": 8000}}, "http_options.prot: no such field"),
+        ({"limits": {"max_tokens": 512}}, "glimpse.limits: no such field"),
+        (
+            {"deployments": [{"name": "small", "ray_actor_options": {"num_gpu": 1}}]},
+            "small.ray_actor_options.num_gpu: no such field",
+        ),
+        ({"deployments": [{"name": "large", "autoscaling_confg": {}}]}, "large.autoscaling_confg: no such field"),
+        (
+            {"deployments": [{"name": "large", "autoscaling_config": {"max_replica": 8}}]},
+            "large: autoscaling_config.max_replica: ",
+        ),
+        ({"deployments": [{"name": "router", "user_config": {"threshold": -1}}]}, "router: user_config.threshold: "),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    config = yaml.safe_load(embedded_pair().read_text())
+    (config if "http_options" in change else config["applications"][0]).update(change)
+    profile = tmp_path / "p.yaml"
+    profile.write_text(yaml.safe_dump(config))
+    with pytest.raises(StartError) as refused:
+        read_plan(profile)
+    assert str(refused.value).startswith(f"{profile}: {says}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_system_is_asked_where_it_answers(tmp_path: Path) -> None:
+    config = yaml.safe_load(embedded_pair().read_text())
+    config["http_options"] = {"ssl_certfile": "a.pem", "ssl_keyfile": "a.key"}
+    config["applications"][0]["route_prefix"] = "/llm"
+    profile = tmp_path / "p.yaml"
+    profile.write_text(yaml.safe_dump(config))
+    assert read_plan(profile).url == "https://127.0.0.1:8000/llm"
 
 
 def test_a_missing_profile_and_a_taken_port_stop_the_start_before_anything_runs(tmp_path: Path) -> None:
@@ -102,6 +143,17 @@ def test_the_root_cause_of_a_traceback_is_its_last_error() -> None:
     )
     assert root_cause(message) == "RuntimeError: no folder /models/x"
     assert root_cause("waiting for 1 CPU\nmore") == "waiting for 1 CPU"
+
+
+def test_the_root_cause_of_a_validation_error_is_its_reason() -> None:
+    message = (
+        'ray::Replica()\n  File "x.py", line 1, in f\n'
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, max_model_len (9999) is greater than 512 [type=value_error, input_value={}, input_type=dict]\n"
+        "    For further information visit https://errors.pydantic.dev/2.12/v/value_error\n"
+    )
+    assert root_cause(message) == "ModelConfig: max_model_len (9999) is greater than 512"
+    assert root_cause(message.replace("  Value", "dtype\n  Value")).startswith("ModelConfig: dtype: max_model_len")
 
 
 SUPERVISOR = """

@@ -17,9 +17,9 @@ from deployments.pocket.problems import (
     Item,
     Problem,
     generate,
-    parse_answer,
 )
 from deployments.pocket.train import MODELS, rendered
+from router.answers import extract
 
 LINE = re.compile(r"(?:(buys|sells) )?\b([123]) (\w+) (\w+)")
 
@@ -71,7 +71,7 @@ def test_splits_and_seeds_do_not_share_problems(problems):
 def test_answers_follow_from_the_question(problems):
     for problem in problems:
         assert solved(problem.question) == problem.answer, problem.question
-        assert parse_answer(problem.reply) == problem.answer
+        assert extract(problem.reply) == problem.answer
 
 
 def test_every_sum_a_step_announces_is_solved_by_the_next(problems):
