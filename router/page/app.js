@@ -59,6 +59,18 @@ async function run(question, models) {
     draw();
     $("status").textContent = summary(lanes);
   }
+  await heed(lanes);
+}
+
+/** Take in by what pair and at what threshold it was routed, where that is not what was foreseen: the tenant may have a
+ * threshold of its own, and what is served may have changed. */
+async function heed(lanes) {
+  const account = lanes.find((lane) => lane.account)?.account;
+  const routed = lanes.find((lane) => lane.model === "glimpse");
+  if (lanes.length === 1 && routed) $("origin").textContent = routedAt(routed);
+  if (!chosen && routed?.account) place(routed.threshold);
+  if (!account || account.pair === server.pair || !(await meet())) return;
+  if (account.pair === server.pair) shown.pair = { fingerprint: server.pair, ...server.models };
 }
 
 /** Write one lane to its end; whether the next should be asked for. */
@@ -334,6 +346,7 @@ document.addEventListener("keydown", (event) => {
 });
 $("threshold").addEventListener("input", () => {
   chosen = true;
+  for (const view of shown?.views ?? []) view.hush();
   moved();
 });
 $("again").addEventListener("click", () => {

@@ -31,16 +31,16 @@ export class LaneView {
   #answerText = make("div", { className: "text" });
   #answer = make("div", { className: "answer", hidden: true }, this.#answerLabel, this.#answerText);
   #state = make("p", { className: "state" });
+  #log = make("div", {}, this.#steps);
 
   constructor(lane, titled) {
     this.lane = lane;
-    const log = make("div", {}, this.#steps);
-    log.setAttribute("role", "log");
-    log.setAttribute("aria-live", "polite");
-    log.setAttribute("aria-label", `Steps, ${NAMES[lane.model].toLowerCase()}`);
+    this.#log.setAttribute("role", "log");
+    this.#log.setAttribute("aria-live", "polite");
+    this.#log.setAttribute("aria-label", `Steps, ${NAMES[lane.model].toLowerCase()}`);
     const title = titled ? make("h3", {}, NAMES[lane.model]) : null;
     this.element = make("section", { className: lane.model === "glimpse" ? "lane" : "lane alone" });
-    this.element.append(...[title, log, this.#pending, this.#answer, this.#state].filter(Boolean));
+    this.element.append(...[title, this.#log, this.#pending, this.#answer, this.#state].filter(Boolean));
     if (titled) this.element.setAttribute("aria-label", NAMES[lane.model]);
   }
 
@@ -58,6 +58,11 @@ export class LaneView {
     if (this.#answerText.textContent !== lane.answer.trim()) this.#answerText.textContent = lane.answer.trim();
     if (!this.#answer.hidden) this.#labelAnswer();
     this.#state.textContent = said(lane);
+  }
+
+  /** Have screen readers told of no more changes, which are the slider's, unless steps are still to come. */
+  hush() {
+    if (this.lane.state !== "running") this.#log.setAttribute("aria-live", "off");
   }
 
   /** Mark the steps that `threshold` would have given to the other model. */

@@ -142,9 +142,30 @@ async def test_moving_the_threshold_shows_what_would_have_gone_the_other_way(web
     await slide(page, 1)
     assert await flipped() == []
     await slide(page, 0.05)
+    service.script = [*service.script[:-1], finished(40, 20, threshold=0.05)]
     await page.click("#again")
     await page.get_by_text("Routed at 0.05").wait_for()
     assert [request.routing.threshold for request in service.requests] == [None, 0.05], "the server's own is not named"
+
+
+async def test_a_threshold_that_the_server_chose_is_what_is_shown(web: Watched, service: Script) -> None:
+    """The tenant's own, or where a controller has moved it."""
+    service.script = [step(0, "small", 1.4, "Step 0.\n\n"), finished(40, 0, threshold=2.0)]
+    page = await web.open()
+    await web.ask()
+    await web.over()
+    await page.get_by_text("Routed at 2.00").wait_for()
+    assert float(await page.input_value("#threshold")) == 2.0
+    assert await page.locator(".flipped").count() == 0
+
+
+async def test_another_pair_than_was_met_is_named(web: Watched, service: Script) -> None:
+    page = await web.open()
+    service.pair = replace(service.pair, fingerprint="77aa", names={"small": "newer-small", "large": "newer-large"})
+    service.script = [step(0, "small", 0.1, "Step 0.\n\n"), replace(finished(40, 0), pair="77aa")]
+    await web.ask()
+    await web.over()
+    await page.get_by_text("small newer-small").wait_for()
 
 
 async def test_who_wrote_a_step_together_is_told_and_counted(web: Watched, service: Script) -> None:
@@ -342,3 +363,5 @@ async def test_a_screen_reader_is_told_of_steps_and_end(web: Watched) -> None:
     told = await page.get_by_role("status").filter(has_text="Finished").inner_text()
     assert "by the large model" in told
     assert await page.get_by_role("slider", name="Threshold").count() == 1
+    await slide(page, 0.3)  # which marks steps in the log, at every notch
+    assert await log.get_attribute("aria-live") == "off"
