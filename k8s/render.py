@@ -83,6 +83,7 @@ def with_environment(dockerfile: str) -> str:
 
 
 def indented(text: str, spaces: int) -> str:
+    """Every line but blank ones moved to the right."""
     return "".join(f"{' ' * spaces}{line}" if line.strip() else line for line in text.splitlines(keepends=True))
 
 
