@@ -14,7 +14,7 @@ those that were tried say that it lies.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -105,7 +105,8 @@ class Glimpses:
 
     def grid(self) -> list[float]:
         """Thresholds from always large to always small, most of them where steps differ."""
-        inner = np.quantile(self.entropies[self.entropies > 0.01], np.linspace(0.05, 0.95, GRID - 2))
+        unsure = self.entropies[self.entropies > 0.01]
+        inner = np.quantile(unsure, np.linspace(0.05, 0.95, GRID - 2)) if len(unsure) else ()
         return sorted({0.0, *(round(float(value), 3) for value in inner), round(MAX_ENTROPY, 3)})
 
 
@@ -250,10 +251,21 @@ def read(profile: Path) -> tuple[YAML, Any, Any]:
     return yaml, config, args
 
 
+def _tuned(config: Any, args: Any) -> Iterator[Any]:
+    """What the router's `user_config` says, which wins over `args`."""
+    application = next(one for one in config["applications"] if one.get("args") is args)
+    for deployment in application.get("deployments") or ():
+        if deployment.get("name") == "router" and deployment.get("user_config"):
+            yield deployment["user_config"]
+
+
 def write(profile: Path, found: Calibrated) -> None:
     """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
     yaml, config, args = read(profile)
     args.setdefault("routing", {})[found.gate] = found.threshold.value
+    for tuned in _tuned(config, args):
+        if tuned.get(found.gate) is not None:
+            tuned[found.gate] = found.threshold.value
     text = io.StringIO()
     yaml.dump(config, text)
     lines = text.getvalue().splitlines()

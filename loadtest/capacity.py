@@ -75,13 +75,17 @@ async def measured(client: Client, questions: Sequence[Question], options: argpa
 
     few = await each(questions[:8], routed, concurrency=1, label="routed, 1")
     many = await each(questions, routed, concurrency=options.concurrency, label=f"routed, {options.concurrency}")
+    try:
+        alone, traces = ([trace_of(one) for one in replies] for replies in (few, many))
+    except ValueError as error:
+        raise MeasuringError(f"requests that are {error} are not simulated: set no token_threshold") from None
     return {
         "seen": paces,
         "read_s": reads_s,
         "crowded": {model: max(1.0, await crowded(model)) for model in MODELS},
         "alone_s": fmean(one.latency_s for one in few),
-        "alone": [trace_of(one) for one in few],
-        "traces": [trace_of(one) for one in many],
+        "alone": alone,
+        "traces": traces,
         "latency_p50_s": median(one.latency_s for one in many),
         "latency_p95_s": float(np.percentile([one.latency_s for one in many], 95)),
         # Of all places filled: towards the end of the questions they are not.

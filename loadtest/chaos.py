@@ -30,13 +30,15 @@ from loadtest.command import MeasuringError, at_least_one, attached, parser, run
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
+from router.request import MODELS
 
-POOLS = ("small", "large")
 READY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
+    """What was killed (`victim`: replica or engine core), and after how many seconds its pool was whole again."""
+
     pool: str
     victim: str
     ready_again_s: float
@@ -113,7 +115,7 @@ async def under_fire(
         try:
             for number in range(kills):
                 victim = "engine core" if number // 2 % 2 else "replica"
-                done.append(await kill(POOLS[number % 2], victim, count))
+                done.append(await kill(MODELS[number % 2], victim, count))
                 print(
                     f"kill {number + 1}/{kills}: a {done[-1].pool} {victim}, ready again after"
                     f" {done[-1].ready_again_s:.0f} s; {tally.requests} requests, {len(tally.failed)} failed,"
@@ -130,7 +132,7 @@ def several(count: int) -> Callable[[dict[str, Any]], None]:
     """Changes a profile to so many replicas a pool, on however few CPUs there are."""
 
     def change(args: dict[str, Any]) -> None:
-        for pool in POOLS:
+        for pool in MODELS:
             args[pool] |= {"replicas": count, "cpus": 0.1}
 
     return change

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,15 @@ from typing import Any, Self, TypeVar
 import httpx
 from tqdm import tqdm
 
-from loadtest.command import MeasuringError
+from deployments.first_question import said
+from loadtest.command import MeasuringError, credentials
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 ATTEMPTS = 5
 BUSY = (429, 503)
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +101,12 @@ class Client:
     def __init__(
         self, url: str, *, timeout_s: float = 3600.0, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        key = os.environ.get("GLIMPROUTER_API_KEY")
         self._url = url
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(timeout_s, connect=10.0),
             limits=httpx.Limits(max_connections=None),
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            headers=credentials(),
             transport=transport,
         )
 
@@ -157,10 +157,12 @@ class Client:
             took = time.perf_counter() - began
             if response.status_code == 200:
                 return response.json(), took
-            if response.status_code not in BUSY or attempt == ATTEMPTS:
+            wait_s = float(response.headers.get("retry-after") or attempt)
+            # A budget that is spent is there again next month.
+            if response.status_code not in BUSY or attempt == ATTEMPTS or wait_s > LONGEST_WAIT_S:
                 break
-            await asyncio.sleep(float(response.headers.get("retry-after") or attempt))
-        raise MeasuringError(f"{self._url}{path} answered {response.status_code}: {_said(response)}")
+            await asyncio.sleep(wait_s)
+        raise MeasuringError(f"{self._url}{path} answered {response.status_code}: {said(response.text)}")
 
 
 async def each(
@@ -183,10 +185,3 @@ async def each(
         except* MeasuringError as failed:
             raise failed.exceptions[0] from None
     return [results[index] for index in range(len(items))]
-
-
-def _said(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(response.text.split())[:200]

@@ -21,9 +21,9 @@ from deployments import lifeline
 from deployments.first_question import ask_both
 from deployments.launcher import ENVIRONMENT
 from deployments.progress import Console, StartError, wait_until_running
-from loadtest.chaos import POOLS
 from loadtest.command import MeasuringError
 from loadtest.namespaces import Machine, machines
+from router.request import MODELS
 
 GCS_PORT, HTTP_PORT = 6399, 8199
 STORE_BYTES = 100 << 20
@@ -45,7 +45,7 @@ def cluster(profile: Path, count: int) -> Iterator[tuple[str, Sequence[Machine]]
         tempfile.TemporaryDirectory(prefix="glimpse-", dir="/tmp", ignore_cleanup_errors=True) as logs,
         machines(count) as (host, nodes),
     ):
-        address, room = f"{host}:{GCS_PORT}", {f"{pool}_pool": count for pool in POOLS}
+        address, room = f"{host}:{GCS_PORT}", {f"{pool}_pool": count for pool in MODELS}
         try:
             head = ("--head", f"--port={GCS_PORT}", "--include-dashboard=false", f"--temp-dir={logs}")
             start([], host, {"router_pool": 1}, *head)
@@ -80,7 +80,7 @@ def spread_out(config: dict[str, Any], host: str, count: int) -> dict[str, Any]:
     """A profile's text as data, changed so that each deployment asks for what its nodes offer."""
     application, *others = config["applications"]
     args = dict(application["args"])
-    for pool in POOLS:
+    for pool in MODELS:
         args[pool] = args[pool] | {"replicas": count, "cpus": 0.1, "resources": {f"{pool}_pool": 1}}
     args["router"] = args.get("router", {}) | {"cpus": 0.1, "resources": {"router_pool": 1}}
     # The head's address is one of this machine's namespaces, which nobody else can reach.

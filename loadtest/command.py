@@ -22,6 +22,7 @@ import yaml
 from deployments.attaching import attach
 from deployments.config import embedded_pair
 from deployments.progress import StartError
+from deployments.proxies import spare_this_machine
 
 PROFILE = embedded_pair()
 STOP_S = 60.0
@@ -87,7 +88,11 @@ def port_number(text: str) -> int:
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs a command to its exit status; what the user can mend is one line."""
+    """Runs a command to its exit status; what the user can mend is one line. However it is ended, what it started
+    ends."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    spare_this_machine()
     try:
         command()
     except MeasuringError as error:
@@ -95,6 +100,12 @@ def run(command: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def credentials() -> dict[str, str]:
+    """The header that a server with keys wants to see, if there is a key in GLIMPROUTER_API_KEY."""
+    key = os.environ.get("GLIMPROUTER_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,8 +25,7 @@ from loadtest.client import Client, Reply, Served, each
 from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
 from loadtest.questions import Question, generated
 from loadtest.table import table
-
-POOLS = ("small", "large")
+from router.request import MODELS, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Count:
         return self.counted_small is None or self.counted_small + (self.counted_large or 0) == self.hops
 
 
-def count(reply: Reply, *, thinks: bool, engines: dict[str, int] | None = None) -> Count:
+def count(reply: Reply, *, thinks: bool, engines: Mapping[Model, int] | None = None) -> Count:
     """A reply's calls. `engines`: hops counted in each pool meanwhile."""
     hops, escalations = reply.hops or 0, reply.escalations or 0
     answer_apart = thinks and (not reply.steps or reply.steps[-1].model == "small")
@@ -74,20 +73,20 @@ class Engines:
         from ray.serve.exceptions import RayServeException
 
         try:
-            self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in POOLS}
+            self._pools = {pool: serve.get_deployment_handle(pool, application) for pool in MODELS}
         except RayServeException as error:
             reason = str(error).partition("\n")[0]
             raise MeasuringError(f"no engines there ({reason}); give --application or leave --engines") from None
-        self._replicas: dict[str, str] = {}
+        self._replicas: dict[Model, str] = {}
 
-    async def hops(self) -> dict[str, int]:
+    async def hops(self) -> dict[Model, int]:
         """Hops of each pool since it started."""
         told: dict[str, Any] = {pool: await handle.account.remote() for pool, handle in self._pools.items()}
-        replicas = {pool: told[pool]["replica"] for pool in POOLS}
+        replicas = {pool: told[pool]["replica"] for pool in MODELS}
         if self._replicas not in ({}, replicas):
             raise MeasuringError("a pool has several replicas or lost one: the engines can't be counted")
         self._replicas = replicas
-        return {pool: told[pool]["hops"] for pool in POOLS}
+        return {pool: told[pool]["hops"] for pool in MODELS}
 
 
 async def measure(
@@ -101,7 +100,7 @@ async def measure(
         before = await engines.hops() if engines else None
         reply = await client.chat(question.messages, "glimpse", glimpse=routing, max_tokens=options.max_tokens)
         after = await engines.hops() if engines else None
-        counted = {pool: after[pool] - before[pool] for pool in POOLS} if before and after else None
+        counted = {pool: after[pool] - before[pool] for pool in MODELS} if before and after else None
         return count(reply, thinks=served.thinks, engines=counted)
 
     return await each(questions, ask, concurrency=1 if engines else options.concurrency, label="hops")

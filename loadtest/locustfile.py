@@ -27,7 +27,7 @@ from typing import Any
 import gevent
 from gevent.pool import Pool
 from geventhttpclient import HTTPClient
-from locust import User, events, task
+from locust import User, events, stats, task
 from locust.env import Environment
 from locust.runners import WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
@@ -37,6 +37,9 @@ from loadtest.command import MeasuringError
 from loadtest.questions import BOXED, from_file, generated
 from loadtest.traffic import REFUSED, Asked, Mix, Observed, tenants
 from loadtest.verdict import Bounds, Seen, broken
+
+# Locust keeps two digits of a time, too few to judge a p95 of some seconds by.
+stats.bucket_response_time = lambda response_time: int(float(f"{response_time:.3g}"))
 
 QUESTIONS = 2000
 PATH = "/v1/chat/completions"
@@ -93,8 +96,8 @@ class Client(User):
     @task
     def arrive(self) -> None:
         began = time.perf_counter()
-        users = max(1, self.environment.runner.target_user_count)
-        for t in arrivals(lambda t: self.shape.at(t) / users, self.shape.peak / users, self.dice):
+        senders = max(1, self.environment.parsed_options.senders)
+        for t in arrivals(lambda t: self.shape.at(t) / senders, self.shape.peak / senders, self.dice):
             gevent.sleep(max(0.0, began + t - time.perf_counter()))
             if self._state == LOCUST_STATE_STOPPING:
                 return  # or --stop-timeout would be more time to ask, not only to answer
@@ -164,6 +167,13 @@ class Client(User):
 def lines(response: Any) -> Iterator[bytes]:
     while line := response.readline(b"\n"):
         yield line
+
+
+@events.test_start.add_listener
+def count_senders(environment: Environment, **_: Any) -> None:
+    """Tells users how many they are. A worker knows of its own only, but gets the master's options."""
+    if environment.runner and environment.parsed_options and not isinstance(environment.runner, WorkerRunner):
+        environment.parsed_options.senders = environment.runner.target_user_count
 
 
 @events.quitting.add_listener

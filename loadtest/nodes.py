@@ -25,13 +25,13 @@ from statistics import median
 
 import httpx
 
-from loadtest.chaos import POOLS
 from loadtest.cluster import cluster
 from loadtest.command import MeasuringError, at_least_one, parser, run
 from loadtest.namespaces import Machine
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
+from router.request import MODELS
 
 READY_S = 300.0
 TIMES = ("before", "until its replicas are elsewhere", "after")
@@ -99,7 +99,7 @@ def places() -> dict[str, list[str]]:
     deployments = client.get_serve_details()["applications"]["glimpse"]["deployments"]
     return {
         pool: sorted(one["node_ip"] for one in deployments[pool]["replicas"] if one["state"] == "RUNNING")
-        for pool in POOLS
+        for pool in MODELS
     }
 
 

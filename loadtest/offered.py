@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 from typing import Any, Self
 
 import aiohttp
 import psutil
 
+from loadtest.arrivals import arrivals
+from loadtest.command import credentials
 from loadtest.questions import Question
 
 REFUSED_PAUSE_S = 0.2
@@ -42,8 +44,7 @@ class Asking:
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/v1/chat/completions"
-        key = os.environ.get("GLIMPROUTER_API_KEY")
-        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"content-type": "application/json"} | credentials()
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
@@ -87,20 +88,9 @@ class Asking:
         return list(await asyncio.gather(*asked))
 
 
-def poisson(rate: Callable[[float], float], seconds: float, chance: Random) -> Iterator[float]:
-    """Arrival times over `seconds` of a Poisson process whose rate, per second, may change over time (a step at a
-    time: it is looked up at each arrival, and every tenth of a second where there are none)."""
-    at = 0.0
-    while at < seconds:
-        now = rate(at)
-        gap = chance.expovariate(now) if now > 0 else 0.1
-        if gap >= 0.1:
-            # Memoryless: nothing came for so long, so that a changed rate is taken up.
-            at += 0.1
-            continue
-        at += gap
-        if at < seconds:
-            yield at
+def poisson(rate: float, seconds: float, chance: Random) -> Iterator[float]:
+    """Times, in seconds, at which a Poisson process of `rate` a second arrives within `seconds`."""
+    return takewhile(lambda at: at < seconds, arrivals(lambda _at: rate, rate, chance))
 
 
 class CpuShare:

@@ -33,14 +33,16 @@ from uuid import uuid4
 
 import aiohttp
 import yaml
+from tqdm import tqdm
 
 from deployments.config import AppConfig
-from loadtest.command import MeasuringError, among, at_least_one, attached, numbers, parser, run, serving
+from loadtest.command import among, at_least_one, attached, credentials, numbers, parser, run, serving
 from loadtest.engines import own_engine, settings_of
 from loadtest.forward import FOLDER, forward_s
 from loadtest.paced import stand_in
 from loadtest.processes import CpuTime
 from loadtest.questions import generated
+from loadtest.systems import posted
 from loadtest.table import table
 from router.hop import Hop
 from router.request import Sampling
@@ -218,7 +220,8 @@ async def hop(address: str | None, prompts: Prompts) -> AsyncGenerator[Callable[
 async def stack(url: str, prompts: Prompts, options: argparse.Namespace) -> AsyncGenerator[Callable[[Load], Piece]]:
     """Whole requests, plain or streamed."""
     timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=credentials()) as http:
 
         def pieces(load: Load) -> Piece:
             body = {
@@ -232,9 +235,7 @@ async def stack(url: str, prompts: Prompts, options: argparse.Namespace) -> Asyn
             }
 
             async def piece(n: int) -> Work:
-                async with http.post(f"{url}/v1/chat/completions", json=body) as response:
-                    if response.status != 200:
-                        raise MeasuringError(f"{url} answered {response.status}: {(await response.text())[:200]}")
+                async with posted(http, f"{url}/v1/chat/completions", body) as response:
                     if not options.stream:
                         told = await response.json()
                         return Work(len(told["glimpse"]["steps"]), told["usage"]["completion_tokens"])
@@ -346,12 +347,12 @@ async def each_load(
 ) -> list[dict[str, Any]]:
     rows, own = [], options.url is None  # a server that was there before is not below this process
     async with opened as pieces:
-        for prefix_tokens, clients in product(options.prefixes, options.clients):
+        for prefix_tokens, clients in tqdm(list(product(options.prefixes, options.clients)), desc=layer, leave=False):
             load = Load(clients, prefix_tokens, options.seconds, options.step_tokens)
             rows.append(
                 await measured(layer, pieces(load), load, paced=options.paced, count_cpu=own or layer == "engine")
             )
-            print(shown(rows[-1:]).rpartition("\n")[2], file=sys.stderr)
+            tqdm.write(shown(rows[-1:]).rpartition("\n")[2], file=sys.stderr)
     return rows
 
 

@@ -150,7 +150,7 @@ async def offered(
 ) -> Row:
     cpu, seconds = CpuShare(), options.ramp + options.seconds
     begin = time.monotonic() + options.ramp
-    arrivals = poisson(lambda _at: factor * rate, seconds, chance)
+    arrivals = poisson(factor * rate, seconds, chance)
     asked = asyncio.create_task(asking.open(bodies, arrivals))
     with tqdm(total=round(seconds), desc=f"{factor:g}x", unit="s", leave=False) as bar:
         for _ in range(round(seconds)):

@@ -84,7 +84,8 @@ class PaperClient:
         """Glimpse, then write a step. Returns whether there is another one to come."""
         unsure = await self._glimpse()
         model: Model = "large" if unsure > self._limits.threshold else "small"
-        reply = await self._ask(model, self.body, max_tokens=self._limits.step_tokens, stop=[DELIMITER])
+        left = self._limits.thinking_tokens - self._thinking_tokens
+        reply = await self._ask(model, self.body, max_tokens=min(self._limits.step_tokens, left), stop=[DELIMITER])
         choice = reply["choices"][0]
         text = choice["text"]
         over = CLOSE in text or (choice["finish_reason"] == "stop" and choice.get("stop_reason") != DELIMITER)

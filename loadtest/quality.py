@@ -103,7 +103,7 @@ def with_right_steps(questions: Sequence[Question], large: Outcome | None, think
     ]
 
 
-def told(gates: tuple[float | None, float | None]) -> str:
+def thresholds_of(gates: tuple[float | None, float | None]) -> str:
     """The threshold, and that of tokens after it where there is one."""
     return " / ".join(f"{gate:g}" for gate in gates if gate is not None) or "–"
 
@@ -117,7 +117,7 @@ def shown(outcomes: Sequence[Outcome], compared: Sequence[Pairing], separated: S
         rows.append(
             (
                 outcome.way.mode,
-                f"({told(gates)})" if outcome.way.mode == "random" else told(gates),
+                f"({thresholds_of(gates)})" if outcome.way.mode == "random" else thresholds_of(gates),
                 str(len(outcome.replies)),
                 f"{accuracy.value:.1%}",
                 f"{accuracy.low:.1%} – {accuracy.high:.1%}",

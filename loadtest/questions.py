@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.pocket.problems import DELIMITER, Split, generate
 from loadtest.command import MeasuringError
-from router.answers import Answer, extract
+from router.answers import Answer, given
 
 SPLIT: Split = "test"
 """The generator's stream for reporting: neither training ("train") nor the choice of a threshold ("tune") reads it."""
@@ -42,7 +42,7 @@ def generated(seed: int, count: int, split: Split = SPLIT) -> list[Question]:
 def from_file(path: Path, count: int | None, suffix: str) -> list[Question]:
     """The first `count` of a JSONL file with `question` and `answer`, each question followed by `suffix`."""
     try:
-        lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(path.read_text().split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise MeasuringError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if count is not None and count > len(lines):
@@ -59,7 +59,4 @@ def _question(path: Path, number: int, line: str, suffix: str) -> Question:
         text, answer = str(fields["question"]), str(fields["answer"])
     except (ValueError, KeyError, TypeError):
         raise MeasuringError(f"{path}, line {number}: needs JSON with `question` and `answer`") from None
-    right = extract(answer)
-    return Question(
-        ({"role": "user", "content": text + suffix},), answer.strip().casefold() if right is None else right
-    )
+    return Question(({"role": "user", "content": text + suffix},), given(answer))

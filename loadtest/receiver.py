@@ -19,7 +19,7 @@ from loadtest.command import environment
 
 @dataclass(frozen=True)
 class Span:
-    """Times are nanoseconds since the epoch; `process` tells processes apart."""
+    """Times are nanoseconds since the epoch."""
 
     trace: str
     id: str
@@ -37,6 +37,8 @@ class Span:
 
 
 class Receiver(services.TraceServiceServicer):
+    """Keeps spans. endpoint: where they are to be sent."""
+
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._lock = threading.Lock()
@@ -81,6 +83,7 @@ class Receiver(services.TraceServiceServicer):
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
+    """A receiver on a free port, for as long as the block lasts."""
     receiver, server = Receiver(), grpc.server(ThreadPoolExecutor(2))
     services.add_TraceServiceServicer_to_server(receiver, server)
     receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

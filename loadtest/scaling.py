@@ -30,8 +30,8 @@ from loadtest.command import MeasuringError, at_least_one, attached, parser, run
 from loadtest.offered import Asking, Told, body
 from loadtest.questions import Question, generated
 from loadtest.table import table
+from router.request import MODELS
 
-POOLS = ("small", "large")
 SAMPLE_S = 0.5
 PROBE_S = 2.0
 PRESSURE = 6
@@ -74,7 +74,7 @@ class Sample:
 @dataclass(slots=True)
 class Timeline:
     samples: list[Sample] = field(default_factory=list)
-    told: dict[str, list[Told]] = field(default_factory=lambda: {pool: [] for pool in POOLS})
+    told: dict[str, list[Told]] = field(default_factory=lambda: {pool: [] for pool in MODELS})
     waking_s: float | None = None
     probes: int = 0
     unready: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ def replicas() -> tuple[dict[str, int], dict[str, int]]:
     from ray import serve
 
     deployments = serve.status().applications["glimpse"].deployments
-    states = {pool: {str(k): n for k, n in deployments[pool].replica_states.items()} for pool in POOLS}
+    states = {pool: {str(k): n for k, n in deployments[pool].replica_states.items()} for pool in MODELS}
     return (
         {pool: of.get("RUNNING", 0) for pool, of in states.items()},
         {pool: of.get("STARTING", 0) for pool, of in states.items()},
@@ -143,7 +143,7 @@ async def watch(timeline: Timeline, phase: Phase, options: argparse.Namespace, b
         timeline.samples.append(
             Sample(now - began, phase.name, phase.clients, counts, (starting["small"], starting["large"]))
         )
-        for place, pool in enumerate(POOLS):
+        for place, pool in enumerate(MODELS):
             # Whoever has to stay where it was must not be seen elsewhere, nor on the way there.
             up = counts[place] + starting[pool]
             if before is not None and before[place] == phase.ready[place] != up:
@@ -167,11 +167,11 @@ async def measure(url: str, questions: Sequence[Question], options: argparse.Nam
     timeline, began = Timeline(), time.monotonic()
     probing = asyncio.create_task(probe(url, timeline))
     async with Asking(url) as asking:
-        pools = {pool: Clients(asking, pool, questions, timeline.told[pool]) for pool in POOLS}
+        pools = {pool: Clients(asking, pool, questions, timeline.told[pool]) for pool in MODELS}
         routed = json.dumps(body(questions[0], "glimpse", glimpse={"threshold": 0.0})).encode()
         try:
             for phase in phases(options.replicas):
-                for pool, count in zip(POOLS, phase.clients, strict=True):
+                for pool, count in zip(MODELS, phase.clients, strict=True):
                     pools[pool].want(count)
                 woken = asyncio.create_task(asking.ask(routed)) if phase.name == "one routed request" else None
                 await watch(timeline, phase, options, began)
@@ -191,7 +191,7 @@ async def measure(url: str, questions: Sequence[Question], options: argparse.Nam
 
 def scaled(replicas: int, args: dict[str, Any]) -> None:
     """Makes the pools of a profile scale within seconds, on however few CPUs there are."""
-    for pool in POOLS:
+    for pool in MODELS:
         args[pool].pop("replicas", None)
         args[pool] |= {
             "cpus": 0.1,
@@ -249,7 +249,7 @@ def plot(timeline: Timeline, path: Path) -> None:
 
     at = [one.at_s for one in timeline.samples]
     figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(10, 5), layout="constrained")
-    for place, (pool, colour) in enumerate(zip(POOLS, ("tab:blue", "tab:orange"), strict=True)):
+    for place, (pool, colour) in enumerate(zip(MODELS, ("tab:blue", "tab:orange"), strict=True)):
         axis, clients = axes[place], axes[place].twinx()
         clients.fill_between(
             at, [one.clients[place] for one in timeline.samples], step="post", color=colour, alpha=0.15
@@ -266,7 +266,7 @@ def plot(timeline: Timeline, path: Path) -> None:
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    made = parser("loadtest.scaling", __doc__, concurrency=1)
+    made = parser("loadtest.scaling", __doc__, concurrency=None)
     made.add_argument("--replicas", type=at_least_one, default=2, help="of each pool at most (default: %(default)s)")
     made.add_argument("--hold", type=at_least_one, default=8, help="seconds at each level (default: %(default)s)")
     made.add_argument("--within", type=at_least_one, default=300, help="seconds to get there (default: %(default)s)")

@@ -104,6 +104,8 @@ class Postgres(Server):
 
 
 class Redis(Server):
+    """A Redis of its own."""
+
     def __init__(self) -> None:
         super().__init__()
         self.start()

@@ -215,7 +215,10 @@ def lengthened(traces: Sequence[Trace], tokens: int, seed: int) -> list[Trace]:
 
 
 def trace_of(reply: Reply) -> Trace:
-    """A reply's hops: runs of small steps, each large step, and the answer."""
+    """A reply's hops: runs of small steps, each large step, and the answer. Raises `ValueError` if both models wrote in
+    a step: where in it, and in how many hops, a reply does not tell."""
+    if any(0 < step.by_large < step.tokens for step in reply.steps):
+        raise ValueError("routed by token")
     hops: list[HopWork] = []
     for step in reply.steps:
         if hops and step.model == "small" == hops[-1].pool:
@@ -225,7 +228,7 @@ def trace_of(reply: Reply) -> Trace:
     # Every large step was glimpsed at first, by one token that was thrown away.
     hops = [replace(h, tokens=h.tokens + (h.pool == "small" and n + 1 < len(hops))) for n, h in enumerate(hops)]
     answer = reply.tokens - sum(step.tokens for step in reply.steps)
-    by_large = reply.large_tokens - sum(step.tokens for step in reply.steps if step.model == "large")
+    by_large = reply.large_tokens - sum(step.by_large for step in reply.steps)
     if answer > 0:
         hops.append(HopWork("large", answer, _unread(reply)) if by_large else HopWork("small", answer))
     return tuple(hops)

@@ -251,7 +251,7 @@ def main() -> None:
     grown = growth(samples, options.settle * 60.0, spans)
     within = [span for span in spans if span[0] < timedelta(minutes=options.minutes).total_seconds()]
     parts = windows(within, options.minutes, used)
-    print(told(grown, parts))
+    print(shown(grown, parts))
     if options.json:
         data: dict[str, Any] = {"rate": rate, "growth": [asdict(one) for one in grown]}
         data |= {"windows": [asdict(one) for one in parts], "samples": samples, "used": used}
@@ -263,7 +263,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def told(grown: Sequence[Growth], parts: Sequence[Window]) -> str:
+def shown(grown: Sequence[Growth], parts: Sequence[Window]) -> str:
     memories = [
         [one.process]
         + [f"{mib:.1f}" for mib in (one.first_mib, one.last_mib)]

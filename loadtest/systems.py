@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 
+from deployments.first_question import said
 from loadtest.command import MeasuringError
 from loadtest.hard_steps import CLOSE, steps_of
 from loadtest.paper import Limits, PaperClient
@@ -61,8 +63,7 @@ class System:
         raise NotImplementedError
 
     async def _post(self, url: str, body: Mapping[str, object]) -> dict[str, Any]:
-        async with self._http.post(url, json=body) as response:
-            await _check(response)
+        async with posted(self._http, url, body) as response:
             return await response.json()  # type: ignore[no-any-return]
 
     async def _chunks(self, url: str, body: Mapping[str, object]) -> AsyncGenerator[dict[str, Any]]:
@@ -71,8 +72,7 @@ class System:
             yield await self._post(url, body)
             return
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with self._http.post(url, json=streamed) as response:
-            await _check(response)
+        async with posted(self._http, url, streamed) as response:
             async for line in response.content:
                 data = line.decode().removeprefix("data:").strip()
                 if not line.startswith(b"data:") or data == DONE:
@@ -84,6 +84,8 @@ class System:
 
 
 class Paper(System):
+    """The paper's client, beside two plain engines."""
+
     async def solve(self, question: Question) -> Solved:
         prompts = {model: self._ask.prompts(model, question) for model in MODELS}
         began, first = time.perf_counter(), None
@@ -101,6 +103,8 @@ class Paper(System):
 
 
 class LargeAlone(System):
+    """The large model on a plain engine."""
+
     async def solve(self, question: Question) -> Solved:
         body = {
             "model": "large",
@@ -164,6 +168,8 @@ class Chat(System):
 
 
 class Ours(Chat):
+    """This system, routing by step."""
+
     model = "glimpse"
 
     def routing(self) -> dict[str, object]:
@@ -186,7 +192,15 @@ class OursAnsweredBySmall(Ours):
         return {"glimpse": {"threshold": self._ask.limits.threshold, "answer_by": "small"}}
 
 
-async def _check(response: aiohttp.ClientResponse) -> None:
-    if response.status != 200:
-        said = " ".join((await response.text()).split())[:200]
-        raise MeasuringError(f"{response.url} answered {response.status}: {said}")
+@asynccontextmanager
+async def posted(
+    http: aiohttp.ClientSession, url: str, body: Mapping[str, object]
+) -> AsyncGenerator[aiohttp.ClientResponse]:
+    """The reply, if it is a 200. Raises `MeasuringError`."""
+    try:
+        async with http.post(url, json=body) as response:
+            if response.status != 200:
+                raise MeasuringError(f"{response.url} answered {response.status}: {said(await response.text())}")
+            yield response
+    except aiohttp.ClientError as error:
+        raise MeasuringError(f"{url} broke off: {error or type(error).__name__}") from None

@@ -40,7 +40,7 @@ import numpy as np
 
 from deployments.config import AppConfig, PoolConfig
 from loadtest.client import each
-from loadtest.command import MeasuringError, among, at_least_one, numbers, parser, run, serving
+from loadtest.command import MeasuringError, among, at_least_one, credentials, numbers, parser, run, serving
 from loadtest.engines import drafting, environment_of, own_environment, served, settings_of, stock
 from loadtest.hard_steps import opened, tokenizer_of
 from loadtest.intervals import share
@@ -246,7 +246,7 @@ async def measured(
     """One round of a system that runs, by the number of clients. asked: as `problems` has them."""
     done: dict[int, list[Round]] = defaultdict(list)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), headers=credentials()
     ) as http:
         solver, warmer = (SYSTEMS[system](http, urls, one) for one in (ask, ask.cut(WARMING_TOKENS)))
         for clients, measurements in asked.items():

@@ -260,7 +260,7 @@ def shown(rows: Sequence[Row]) -> str:
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    made = parser("loadtest.warm_up", __doc__, concurrency=1)
+    made = parser("loadtest.warm_up", __doc__, concurrency=None)
     made.add_argument("--prompts", type=at_least_one, nargs="+", default=[500, 2000, 3500], help="lengths in tokens")
     made.add_argument("--requests", type=at_least_one, default=20, help="of each length (default: %(default)s)")
     return made.parse_args(arguments)
@@ -270,8 +270,6 @@ def main() -> None:
     options = read_options()
     if options.url:
         raise MeasuringError("it compares two applications, so it starts its own: leave --url out")
-    if options.concurrency != 1:
-        raise MeasuringError("it asks one request at a time: leave --concurrency out")
     with (
         side_by_side(options.profile) as (profile, model),
         serving(None, profile, options.port) as url,

@@ -25,6 +25,14 @@ def extract(reply: str) -> Answer | None:
     return _number(numbers[-1]) if numbers else value or None
 
 
+def given(text: str) -> Answer:
+    """An answer that somebody gives as the right one: read like a boxed one where it is nothing else, like a reply
+    where it is worked out."""
+    worked_out = _MARKED.search(text) or "\\boxed{" in text or "\n" in text.strip()
+    found = extract(text) if worked_out else _value(text)
+    return text.strip().casefold() if found is None else found
+
+
 def _last_boxed(reply: str) -> str | None:
     start = reply.rfind("\\boxed{")
     if start < 0:

@@ -186,6 +186,18 @@ def test_a_profile_gets_the_threshold_and_keeps_all_else(profile: Path, tmp_path
     assert copy.read_text().splitlines() == after
 
 
+def test_a_threshold_that_wins_over_the_profiles_is_replaced_too(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "applications:\n  - import_path: deployments.app:build\n    args: {small: {}, routing: {threshold: 0.5}}\n"
+        "    deployments:\n      - name: router\n        user_config: {threshold: 0.8, answer_by: large}\n"
+    )
+    write(path, FOUND)
+    (application,) = yaml.safe_load(path.read_text())["applications"]
+    assert application["args"]["routing"]["threshold"] == FOUND.threshold.value
+    assert application["deployments"][0]["user_config"] == {"threshold": FOUND.threshold.value, "answer_by": "large"}
+
+
 def test_a_token_threshold_is_written_beside_the_other(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(PROFILES[0].read_text())

@@ -71,7 +71,6 @@ def test_a_server_is_measured_and_compared_with_its_simulation(url: str, tmp_pat
     options = ["--check", "--url", url, "--problems", "8", "--concurrency", "2", "--seconds", "5"]
     told, text = checked(read_options(options))
     assert [[hop[:2] for hop in trace] for trace in told["traces"]] == [[("small", 30), ("large", 10)]] * 8
-    assert min(told["paces"]["small"]["crowded"], told["paces"]["large"]["crowded"]) >= 1.0
     assert told["paces"]["small"]["base_s"] + told["paces"]["small"]["each_s"] > 0
     assert [line["figure"] for line in told["check"]] == ["p50, s", "p95, s", "tokens/s"]
     assert all(line["simulated"] > 0 for line in told["check"])

@@ -81,6 +81,13 @@ async def test_thinking_ends_when_its_tokens_are_spent_and_is_closed_once() -> N
     assert engines.calls[-1][1]["prompt"] == "[l]<think>\na b c\n\nd e f\n\n</think>"
 
 
+async def test_no_step_goes_past_the_thinkings_tokens() -> None:
+    engines = Engines((True, "a b c", "\n\n"), (True, "d e f", "\n\n"), (True, "6", None))
+    await solve(engines, limits=Limits(1.0, 64, thinking_tokens=6, answer_tokens=20))
+    asked = [body["max_tokens"] for _, body in engines.calls if body.get("stop")]
+    assert asked == [6, 3]
+
+
 async def test_thinking_ends_when_a_step_repeats_the_one_before() -> None:
     engines = Engines((True, "a", "\n\n"), (True, "b", "\n\n"), (True, "b", "\n\n"), (True, "2", None))
     assert len((await solve(engines)).steps) == 3

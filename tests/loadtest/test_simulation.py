@@ -124,6 +124,12 @@ def test_a_trace_groups_easy_steps_and_counts_glimpses_and_the_answer() -> None:
     )
 
 
+def test_a_step_of_both_models_is_no_hop() -> None:
+    told = (Step(0, "small", 0.1, 10, 1.0, "", 90, 0, large_tokens=2),)
+    with pytest.raises(ValueError, match="token"):
+        trace_of(Reply("", "", 12, 10, 2, 1.0, 5, 2, told))
+
+
 def test_a_large_model_that_answers_reads_what_it_has_not() -> None:
     told = tuple(Step(n, "small", 0.1, 10, 1.0, "", 90, 0) for n in range(2))
     assert trace_of(Reply("", "", 25, 20, 5, 1.0, 2, 0, told))[-1] == HopWork("large", 5, reads=110)

@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 
-from router.answers import extract
+from router.answers import extract, given
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,23 @@ from router.answers import extract
 )
 def test_number(reply: str, answer: int | Fraction) -> None:
     assert extract(reply) == answer
+
+
+@pytest.mark.parametrize(
+    ("key", "reply"),
+    [
+        ("42", "\\boxed{42}"),
+        ("He has 6 * 7 = 42.\n#### 42", "so it is 42"),
+        ("\\boxed{\\frac{1}{2}}", "\\boxed{0.5}"),
+        ("10 m^2", "\\boxed{10 \\text{ m}^2}"),
+        ("2 1/2", "\\boxed{2 1/2}"),
+        ("\\text{Evelyn}", "\\boxed{\\text{Evelyn}}"),
+        ("Blue.", "\\boxed{blue}"),
+        ("First 3, then 4 more.\nThat makes 7", "\\boxed{7}"),
+    ],
+)
+def test_an_answer_key_is_read_as_a_reply_is(key: str, reply: str) -> None:
+    assert given(key) == extract(reply)
 
 
 def test_marked_text_without_a_number() -> None:
