@@ -301,7 +301,7 @@ class Engine:
         elif piece.finish_reason == "length":
             run.cut(Ending.LIMIT, time.perf_counter())
         elif piece.stop_reason is None and piece.finish_reason == "stop":
-            run.ending = Ending.TEXT
+            run.cut(Ending.TEXT, time.perf_counter())
         elif piece.finish_reason not in ("stop", None):
             raise HopLost(f"the {self._role} engine of replica {self._replica} gave up ({piece.finish_reason})")
 
