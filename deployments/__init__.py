@@ -2,7 +2,7 @@
 
 config        what a profile's `args` may say
 app           builds the Serve application from them
-engine        one vLLM engine in a replica
+engine        one vLLM engine in a replica; `engine_args` is what it is started with
 scheduler     ends a hop in the engine itself; `sessions` keeps its request for the next one
 worker        what is added to vLLM's workers: `glimpses` (entropy instead of logprobs), `drafts`
 autoscaling   how many replicas a pool needs

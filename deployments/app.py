@@ -54,7 +54,7 @@ def application(args: dict[str, Any], engine: type) -> Application:
             dispensable=config.routing.dispensable,
             warm_up_tokens=config.limits.warm_up_tokens,
             target=config.routing.target,
-            drafting=frozenset(model for model in MODELS if pools[model].draft is not None),
+            drafting=frozenset(model for model in MODELS if pools[model].drafts),
             token_threshold=config.routing.token_threshold,
         ),
     )

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,19 @@ class EnginePressure:
     """
 
     def __init__(self, requests: float = 16.0, kv_use: float = 0.8, queued_tokens: float = 16_384.0) -> None:
+        """Raises `ValueError` for what is no positive number."""
+        for name, value in (("requests", requests), ("kv_use", kv_use), ("queued_tokens", queued_tokens)):
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name}: has to be a number above 0")
         self.good = Pressure(requests, kv_use, queued_tokens)
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         engines = reported(context.aggregated_metrics or {})
         # Hops that no replica has taken yet wait in the routers; without them nobody would wake a pool at rest.
         waiting = float(context.total_queued_requests or 0.0)
-        return wanted(self.good, engines, waiting), {}
+        # Replicas that got this policy while they ran report nothing; what the routers count is there all the same.
+        unreported = float(context.total_num_requests or 0.0) - sum(engine.requests for engine in engines) - waiting
+        return wanted(self.good, engines, waiting + max(0.0, unreported)), {}
 
 
 def wanted(good: Pressure, engines: list[Pressure], waiting: float) -> float:
@@ -63,3 +69,32 @@ def reported(metrics: Mapping[str, Mapping[Any, float]]) -> list[Pressure]:
         Pressure(*(float(metrics.get(name, {}).get(replica, 0.0)) for name in ("requests", "kv_use", "queued_tokens")))
         for replica in replicas
     ]
+
+
+def check_scaling(told: dict[str, Any]) -> dict[str, Any]:
+    """An `autoscaling_config` as it is. Raises `ValueError` in one line: Serve leaves out what it does not know, and a
+    policy that it cannot make stops its controller."""
+    from pydantic import ValidationError
+
+    from deployments.config import problem
+
+    policy = told.get("policy") or {}
+    if not isinstance(policy, dict):
+        raise ValueError("policy: has to be a mapping, with `policy_function`")
+    for given, known in (told, AutoscalingConfig), (policy, AutoscalingPolicy):
+        if unknown := sorted(given.keys() - known.model_fields.keys()):
+            raise ValueError(f"{unknown[0]}: no such field of Serve's {known.__name__}")
+    for name in "min_replicas", "max_replicas":
+        if not isinstance(told.get(name, 1), int):
+            raise ValueError(f"{name}: has to be a whole number")
+    if policy.get("policy_function") == "deployments.autoscaling:EnginePressure":
+        try:
+            EnginePressure(**(policy.get("policy_kwargs") or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"policy.policy_kwargs: {error}") from None
+    try:
+        # Without the policy, which Serve would import for it, perhaps from where only a replica finds it.
+        AutoscalingConfig.model_validate({name: value for name, value in told.items() if name != "policy"})
+    except ValidationError as error:
+        raise ValueError(problem(error)) from None
+    return told

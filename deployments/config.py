@@ -63,27 +63,13 @@ class DraftConfig(Settings):
         return told | ({"revision": self.revision} if self.revision else {})
 
 
-def check_scaling(told: dict[str, Any]) -> dict[str, Any]:
-    """Serve takes any name, and leaves those out that it does not know."""
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+def _scaling(told: dict[str, Any]) -> dict[str, Any]:
+    from deployments.autoscaling import check_scaling
 
-    policy = told.get("policy") or {}
-    if not isinstance(policy, dict):
-        raise ValueError("policy: has to be a mapping, with `policy_function`")
-    for given, known in (told, AutoscalingConfig), (policy, AutoscalingPolicy):
-        if unknown := sorted(given.keys() - known.model_fields.keys()):
-            raise ValueError(f"{unknown[0]}: no such field of Serve's {known.__name__}")
-    for name in "min_replicas", "max_replicas":
-        if not isinstance(told.get(name, 1), int):
-            raise ValueError(f"{name}: has to be a whole number")
-    try:
-        AutoscalingConfig.model_validate(told)
-    except ValidationError as error:
-        raise ValueError(problem(error)) from None
-    return told
+    return check_scaling(told)
 
 
-Scaling = Annotated[dict[str, Any], AfterValidator(check_scaling)]
+Scaling = Annotated[dict[str, Any], AfterValidator(_scaling)]
 
 
 class PoolConfig(Settings):
@@ -121,6 +107,11 @@ class PoolConfig(Settings):
     resources: dict[str, float] = Field(default_factory=dict, description="Ray's custom resources of one replica")
 
     @property
+    def drafts(self) -> bool:
+        """Whether something proposes tokens in its engines."""
+        return self.draft is not None or "speculative_config" in self.engine
+
+    @property
     def gpus_per_replica(self) -> float:
         if self.gpus is not None:
             return self.gpus
@@ -150,9 +141,9 @@ class PoolConfig(Settings):
             raise ValueError(f"engine: set {', '.join(sorted(ours))} beside it, not inside")
         if self.sessions and "scheduler_cls" in self.engine:
             raise ValueError("sessions: not with an engine's own scheduler_cls; leave out either")
-        if self.sessions and (self.draft is not None or "speculative_config" in self.engine):
+        if self.sessions and self.drafts:
             raise ValueError("sessions: not where a model drafts; leave out this or `draft`")
-        if self.draft is not None and self.sampling.min_p:
+        if self.drafts and self.sampling.min_p:
             raise ValueError("sampling.min_p: vLLM has none where a model drafts; leave out this or `draft`")
         return self
 

@@ -22,7 +22,6 @@ from weakref import WeakValueDictionary
 
 from ray import serve
 from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GracefulHTTPError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -32,12 +31,12 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from deployments.config import PoolConfig, is_cpu_build
+from deployments.engine_args import WORKER, engine_args
 from deployments.glimpses import candidates, entropy_at
 from deployments.logs import sheltered
-from deployments.scheduler import THINK_TAGS, carried
+from deployments.scheduler import carried
 from deployments.sessions import Sessions, comes_back, may_wait
 from deployments.token_count import TokenCount
-from router import tracing
 from router.glimpse import TOP, entropy
 from router.hop import Chunk, End, Ending, Hop, HopLost, QueueFull, ReadAhead, StrangePair, unpack
 from router.pulse import beating
@@ -62,9 +61,6 @@ HEARTBEAT_S = 0.1
 COUNTED = 4096
 """Requests whose tokens are remembered, for whoever checks the accounts."""
 
-WORKER, SCHEDULER = "deployments.worker.Worker", "deployments.scheduler.scheduler"
-"""As names, because vLLM imports them in processes of its own."""
-
 OVER = (Ending.THOUGHT, Ending.REPEAT, Ending.BUDGET, Ending.TEXT, Ending.LIMIT, Ending.STOP)
 """How a hop ends after whose request has no more thinking to do."""
 
@@ -88,7 +84,7 @@ class Engine:
             self._engine = AsyncLLM.from_engine_args(
                 engine_args(pool, role, think_tags), stat_loggers=[self._count, RayPrometheusStatLogger]
             )
-        if pool.draft is not None and is_cpu_build():
+        if pool.drafts and is_cpu_build():
             await self._engine.collective_rpc("mend_drafting")
         self._glimpse_logprobs = await glimpse_logprobs(self._engine)
         self._context_tokens = self._engine.model_config.max_model_len
@@ -365,39 +361,3 @@ async def glimpse_logprobs(engine: AsyncLLM) -> int:
 def coalesced_s(streams: int) -> float:
     """Seconds between two messages of one stream, where a replica has so many."""
     return max(COALESCE_S, streams / MESSAGES_PER_S)
-
-
-def engine_args(pool: PoolConfig, role: Model, think_tags: tuple[str, str] | None = None) -> AsyncEngineArgs:
-    """What the engine of a pool's replica is started with."""
-    options: dict[str, Any] = {
-        "enable_prefix_caching": True,
-        "max_logprobs": TOP,
-        "logprobs_mode": "raw_logprobs",
-        "scheduling_policy": "priority",
-        "worker_extension_cls": WORKER,
-    }
-    if is_cpu_build():
-        # vLLM draws a token after every chunk of a prompt and then winds the request's generator back, which PyTorch's
-        # CPU generator cannot: a seeded request whose prompt comes in chunks would end the engine, and the next one.
-        options["enable_chunked_prefill"] = False
-    if pool.draft is not None:
-        options["speculative_config"] = pool.draft.speculative_config
-    if tracing.active():
-        # vLLM sends its spans through the process's own provider, Serve's, and reads the protocol under this name only.
-        os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol()
-        options["otlp_traces_endpoint"] = tracing.endpoint()
-    options |= pool.engine
-    if pool.sessions:
-        options["scheduler_cls"] = SCHEDULER
-        options["additional_config"] = options.get("additional_config", {}) | {THINK_TAGS: think_tags}
-        if "max_num_seqs" in options:
-            options["max_num_seqs"] += pool.sessions
-    return AsyncEngineArgs(
-        model=pool.path,
-        revision=pool.revision,
-        dtype=pool.dtype,  # type: ignore[arg-type]
-        max_model_len=pool.max_model_len,  # type: ignore[arg-type]
-        tensor_parallel_size=pool.tensor_parallel,
-        served_model_name=role,  # what its metrics are labelled with
-        **options,
-    )

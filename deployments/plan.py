@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from deployments.config import AccessConfig, AppConfig, ConfigError, check_scaling, problem
+from deployments.config import AccessConfig, AppConfig, ConfigError, problem
 from deployments.exposure import Exposed
 from deployments.exposure import check as check_exposure
 from deployments.progress import StartError
 from router import tracing
 
 HOST, PORT = "127.0.0.1", 8000
+SERVES_MOST = 100  # replicas, where `num_replicas: auto` is all that is said
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def check_deployments(profile: Path, application: Mapping[str, Any]) -> None:
     from pydantic import ValidationError
     from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema
 
+    from deployments.autoscaling import check_scaling
     from router.deployment import Tuning
 
     for deployment in application.get("deployments") or ():
@@ -143,7 +145,8 @@ def check_deployments(profile: Path, application: Mapping[str, Any]) -> None:
             _check_names(profile, f"{name}.ray_actor_options", actor, RayActorOptionsSchema.model_fields)
         try:
             if isinstance(deployment.get("autoscaling_config"), dict):
-                check_scaling(deployment["autoscaling_config"])
+                auto = {"max_replicas": SERVES_MOST} if deployment.get("num_replicas") == "auto" else {}
+                check_scaling(auto | deployment["autoscaling_config"])
             if name == "router" and deployment.get("user_config"):
                 Tuning.model_validate(deployment["user_config"])
         except ValidationError as error:

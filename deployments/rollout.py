@@ -36,6 +36,7 @@ def roll_out(plan: Plan, say: Say) -> None:
         # None of those that were started by hand, or are on their way out.
         if (told["deployed_app_config"] or {}).get("import_path") == APP and told["route_prefix"] is not None
     }
+    _wait_for_those_on_their_way_out(client, say)
     if len(live) != 1:
         raise StartError(f"{len(live)} applications of ours are serving there; exactly one can be changed")
     [(name, told)] = live.items()
@@ -63,6 +64,14 @@ def roll_out(plan: Plan, say: Say) -> None:
     _deploy(client, plan, [incoming | {"route_prefix": route}, *others])
     _wait_until_gone(client, name)
     say(f"{name} is gone")
+
+
+def _wait_for_those_on_their_way_out(client: Any, say: Say) -> None:
+    """What an earlier change that was broken off has left to end its requests would go with the next one."""
+    for name, told in client.get_serve_details()["applications"].items():
+        config = told["deployed_app_config"] or {}
+        if config.get("import_path") == APP and told["route_prefix"] is None and told.get("status") == "RUNNING":
+            _wait_until_drained(client, name, AppConfig.read(config["args"]).limits.deadline_s, say)
 
 
 def _connect() -> Any:

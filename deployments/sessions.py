@@ -53,6 +53,7 @@ class Sessions:
         self._engine, self._most = engine, most
         self._waiting: OrderedDict[str, Session] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
+        self._crowded = False
 
     def __len__(self) -> int:
         """How many wait: the engine counts them as unfinished, and is not at work on them."""
@@ -94,6 +95,7 @@ class Sessions:
     def prune(self, count: TokenCount | None = None) -> None:
         """Gives up what has waited too long, and everything where others want the room, or where it is for no one."""
         old = time.monotonic() - IDLE_S
+        self._crowded = count is not None and (bool(count.queued) or count.kv_use > CROWDED)
         for request, session in list(self._waiting.items()):
             if count is None or count.queued or count.kv_use > CROWDED or session.since < old:
                 self._give_up(self._waiting.pop(request))
@@ -114,6 +116,10 @@ class Sessions:
         return None
 
     def _wait(self, request: str, session: Session) -> None:
+        if self._crowded:
+            # Resumed before the next look at the engine, it could wait for room that only it would give.
+            self._give_up(session)
+            return
         session.since = time.monotonic()
         # A hop that was asked for twice has had two.
         if (other := self._waiting.pop(request, None)) is not None:

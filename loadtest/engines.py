@@ -97,7 +97,7 @@ def own_engine(model: Model, pool: PoolConfig) -> Iterator[Any]:
     """The pool's vLLM engine (an AsyncLLM) in this process, set as in a replica."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from deployments.engine import engine_args
+    from deployments.engine_args import engine_args
 
     os.environ |= environment_of(pool)
     core = AsyncLLM.from_engine_args(engine_args(pool, model))

@@ -94,8 +94,8 @@ class Paced:
             async for chunk in chunks:
                 yield chunk
 
-    async def prefill(self, hop: Hop) -> int:
-        return 0
+    async def prefill(self, hop: Hop) -> None:
+        """It reads nothing ahead."""
 
     async def describe(self) -> dict[str, Any]:
         return {"role": self._role, "pair": self._pair, "context_tokens": self._context_tokens}

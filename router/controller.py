@@ -80,9 +80,10 @@ class Controller:
 
     def _settle(self) -> None:
         now = self._clock()
-        load = self.load if now - self._told_at < STALE_S else 0.0
-        # A load that was told long ago says nothing of all the time since.
-        moved = self.target.gain * (load - self.target.load) * min(STALE_S, now - self._at)
+        # A load that was told long ago says nothing of all the time since: then there was none.
+        fresh = max(0.0, min(now, self._told_at + STALE_S) - self._at)
+        idle = now - self._at - fresh
+        moved = self.target.gain * ((self.load - self.target.load) * fresh - self.target.load * idle)
         self.spared, self._at = min(1.0, max(0.0, self.spared + moved)), now
 
 

@@ -38,7 +38,7 @@ async def write(page: Transcript, pools: Mapping[Model, Pool]) -> AsyncGenerator
             try:
                 async for chunk in chunks:
                     yield page.commit(model, chunk)
-                    if chunk.guess is not None:
+                    if chunk.guess is not None and page.finish_reason is None:
                         # The small model writes on from a token that it is unsure of; the large one writes that token.
                         judge, one_token = page.next()
                         async with aclosing(pools[judge].write(one_token)) as verdict:

@@ -116,14 +116,23 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 async def answered(ask: Callable[..., T], *arguments: Any) -> T:
     """What a call comes to that requests wait for. Raises `DatabaseError` as well where it takes too long: a server
     that hangs holds up the few threads that there are for such calls, and nothing else."""
+    return await _within(ANSWER_S, _threads, ask, *arguments)
+
+
+async def reported(ask: Callable[..., T], *arguments: Any) -> T:
+    """The same of a report, which may take longer, and of which there is one at a time."""
+    return await _within(STATEMENT_MS / 1000, _reports, ask, *arguments)
+
+
+async def _within(seconds: float, threads: ThreadPoolExecutor, ask: Callable[..., T], *arguments: Any) -> T:
     try:
-        async with asyncio.timeout(ANSWER_S):
-            return await asyncio.get_running_loop().run_in_executor(_threads, ask, *arguments)
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(threads, ask, *arguments)
     except TimeoutError:
-        raise DatabaseError(f"the database can't be used: no answer within {ANSWER_S:g} s") from None
+        raise DatabaseError(f"the database can't be used: no answer within {seconds:g} s") from None
 
 
-_threads = ThreadPoolExecutor(4, "database")
+_threads, _reports = ThreadPoolExecutor(4, "database"), ThreadPoolExecutor(1, "reports")
 
 
 def _unusable(error: Exception) -> DatabaseError:

@@ -32,7 +32,7 @@ class Journal:
         self._lock = _locked(folder / f"{self.name}{LOCK}")
         assert self._lock is not None
         self._number, self._open = 0, -1
-        self._written = self._synced = 0
+        self._written = self._synced = self._lost = 0
         self._syncing = asyncio.Lock()
 
     def write(self, entry: Entry) -> None:
@@ -62,7 +62,7 @@ class Journal:
         async with self._syncing:
             if self._synced >= wanted:
                 return
-            if self._open < 0:
+            if wanted <= self._lost or self._open < 0:
                 raise OSError(f"what was written to the journal in {self._folder} may not be on its disk")
             await self._flush(os.dup(self._open))
 
@@ -71,7 +71,13 @@ class Journal:
             if self._open < 0:
                 return
             file, self._open, self._number = self._open, -1, self._number + 1
-            await self._flush(file)
+            written = self._written
+            try:
+                await self._flush(file)
+            except OSError:
+                # What is written next is in another file, and says nothing of this one.
+                self._lost = written
+                raise
 
     async def _flush(self, file: int) -> None:
         written = self._written

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from router.api.openapi import answers
 from router.request import MODELS, Refusal
-from router.tenancy.database import DatabaseError, answered
+from router.tenancy.database import DatabaseError, reported
 from router.tenancy.ledger import Ledger, Use
 from router.tenancy.reply import DayUse, UsageReply
 from router.tenancy.tenant import Caller
@@ -35,7 +35,7 @@ def mount(app: FastAPI, ledger: Callable[[], Ledger | None]) -> None:
             raise Refusal("This server keeps no accounts: it was started without a database.", status=404)
         since, until = period(request.query_params.get("since"), request.query_params.get("until"))
         try:
-            used = await answered(accounts.use, caller.tenant, since, until)
+            used = await reported(accounts.use, caller.tenant, since, until)
         except DatabaseError as error:
             message = "Accounts can't be read at present; try again."
             raise Refusal(message, status=503, code="accounts_unavailable", retry_after_s=2.0) from error

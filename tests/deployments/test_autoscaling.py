@@ -1,6 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 
-from deployments.autoscaling import Pressure, reported, wanted
+from deployments.autoscaling import EnginePressure, Pressure, check_scaling, reported, wanted
 
 GOOD = Pressure(requests=16, kv_use=0.8, queued_tokens=16_384)
 
@@ -26,3 +28,19 @@ def test_the_most_pressing_report_decides(engines: list[Pressure], waiting: floa
 def test_reports_are_read_per_replica() -> None:
     metrics = {"requests": {"a": 3.0, "b": 5.0}, "kv_use": {"a": 0.5}}
     assert sorted(reported(metrics), key=lambda p: p.requests) == [Pressure(3.0, 0.5), Pressure(5.0)]
+
+
+@pytest.mark.parametrize(
+    ("told", "counted", "replicas"),
+    [({}, 40.0, 3), ({"a": 32.0}, 32.0, 2), ({"a": 16.0}, 48.0, 3), ({"a": 20.0}, 0.0, 2)],
+)
+def test_a_replica_that_reports_nothing_is_not_idle(told: dict[str, float], counted: float, replicas: int) -> None:
+    context = SimpleNamespace(
+        aggregated_metrics={"requests": told}, total_queued_requests=0.0, total_num_requests=counted
+    )
+    assert EnginePressure()(context)[0] == replicas  # type: ignore[arg-type]
+
+
+def test_a_policy_of_somebody_elses_is_not_looked_for() -> None:
+    told = {"min_replicas": 1, "max_replicas": 2, "policy": {"policy_function": "their_own.policy:theirs"}}
+    assert check_scaling(told) == told

@@ -30,6 +30,9 @@ def read(pair: dict[str, Any], **sections: Any) -> AppConfig:
     return AppConfig.read(pair | sections)
 
 
+OURS = {"policy_function": "deployments.autoscaling:EnginePressure"}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -53,6 +56,12 @@ def read(pair: dict[str, Any], **sections: Any) -> AppConfig:
         ({"large": {"model": "a/b", "autoscaling": {"max_replicas": None}}}, "large.autoscaling"),
         ({"large": {"model": "a/b", "autoscaling": {"policy": {"policy_fnction": "a:b"}}}}, "large.autoscaling"),
         ({"large": {"model": "a/b", "autoscaling": {"policy": "a:b"}}}, "large.autoscaling"),
+        ({"large": {"model": "a/b", "autoscaling": {"policy": OURS | {"policy_kwargs": {"request": 1}}}}}, "large"),
+        ({"large": {"model": "a/b", "autoscaling": {"policy": OURS | {"policy_kwargs": {"kv_use": 0}}}}}, "large"),
+        (
+            {"large": {"model": "a/b", "engine": {"speculative_config": {"a": 1}}, "sampling": {"min_p": 0.1}}},
+            "large",
+        ),
         ({"large": {"model": "a/b", "autoscaling": {"min_replicas": 3, "max_replicas": 1}}}, "large.autoscaling"),
         ({"large": {"model": "a/b", "autoscaling": {"target_ongoing_requests": "few"}}}, "large.autoscaling"),
         ({"router": {"autoscaling": {"replicas": 2}}}, "router.autoscaling"),

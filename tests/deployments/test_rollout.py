@@ -67,6 +67,22 @@ def profile(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def test_those_whom_a_broken_off_change_has_left_end_their_requests_first(
+    cluster: Cluster, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draining = {"deployed_app_config": plan.config["applications"][0], "route_prefix": None, "status": "RUNNING"}
+    cluster.others["earlier"] = draining | {"deployments": {"router": {"replicas": []}}}
+    waited: list[tuple[str, int]] = []
+    drained = rollout._wait_until_drained
+    monkeypatch.setattr(
+        rollout,
+        "_wait_until_drained",
+        lambda client, name, *rest: (waited.append((name, len(cluster.deployed))), drained(client, name, *rest)),
+    )
+    rollout.roll_out(read_plan(profile(tmp_path)), lambda line: None)
+    assert waited == [("earlier", 0)]
+
+
 def test_the_same_pair_is_updated_in_place(cluster: Cluster, tmp_path: Path) -> None:
     tuned = {"deployments": [{"name": "router", "user_config": {"threshold": 1.5}}]}
     rollout.roll_out(read_plan(profile(tmp_path, application=tuned)), lambda line: None)

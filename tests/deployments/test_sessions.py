@@ -99,6 +99,19 @@ async def test_for_other_logprobs_it_begins_anew() -> None:
     assert engine.read == [[1, 2, 3], [1, 2, 3, 4, 5, 9], [11, 2]]
 
 
+async def test_none_waits_where_others_want_the_room() -> None:
+    engine = Engine()
+    kept = Sessions(engine, 4)  # type: ignore[arg-type]
+    kept.prune(told_of(kv_use=0.99))
+    await write(kept, "r", 1, 2, 3)
+    await asyncio.sleep(0)
+    assert len(kept) == 0
+    assert engine.closed == ["s"]
+    kept.prune(told_of(kv_use=0.1))
+    await write(kept, "q", 1, 2, 3)
+    assert len(kept) == 1
+
+
 async def test_requests_have_sessions_of_their_own() -> None:
     engine = Engine()
     kept = Sessions(engine, 4)  # type: ignore[arg-type]

@@ -48,6 +48,13 @@ def test_at_or_below_its_target_it_leaves_the_threshold_alone(controller: Contro
     assert controller.threshold(1.0) == 1.0
 
 
+def test_an_hour_without_requests_is_forgotten(controller: Controller, clock: Clock) -> None:
+    loaded(controller, clock, 1.0, 30)
+    assert controller.spared == 1.0
+    clock.now += 3600
+    assert controller.threshold(1.0) == 1.0
+
+
 def test_what_it_spares_are_the_least_unsure_steps(controller: Controller, clock: Clock) -> None:
     loaded(controller, clock, 1.0, 10)
     # Half of a load too much, for ten seconds, at a gain of 0.1.

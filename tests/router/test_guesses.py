@@ -111,10 +111,13 @@ async def test_a_reader_may_set_an_end_to_it_and_all_is_counted(after: str) -> N
     for seed in map(str, range(40)):
         served = following(seed)
         page = Transcript(task(EntropyGate(3.0, 2.0)), prefix())
+        left = None
         async for passage in write(page, served):
             if page.escalations and passage.model == after and page.finish_reason is None:
                 page.finish("stop")
+                left = (len(served["large"].hops), page.committed_tokens)
         assert page.finish_reason == "stop"
+        assert left in (None, (len(served["large"].hops), page.committed_tokens)), "nobody wants more"
         assert page.committed_tokens + page.discarded_tokens == sum(pool.generated for pool in served.values())
         guessing += any(hop.guess for hop in served["large"].hops)
     assert guessing > 20

@@ -134,6 +134,31 @@ async def test_what_could_not_be_synced_is_told(folder: Path, monkeypatch: pytes
         await journal.sync()
 
 
+async def test_what_a_closed_segment_has_lost_no_later_sync_brings_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, broken = Journal(folder), True
+
+    def flush(_file: int) -> None:
+        time.sleep(0.02)
+        if broken:
+            raise OSError("the disk is broken")
+
+    monkeypatch.setattr("router.tenancy.journal.os.fdatasync", flush)
+    journal.write(entry("a"))
+    closing = asyncio.create_task(journal.close_segment())
+    await asyncio.sleep(0.005)
+    waiting = asyncio.create_task(journal.sync())
+    await asyncio.sleep(0)
+    journal.write(entry("b"))
+    with pytest.raises(OSError, match="broken"):
+        await closing
+    broken = False
+    with pytest.raises(OSError, match="may not be"):
+        await waiting
+    await journal.sync()  # of what was written since
+
+
 async def test_a_crash_before_the_segment_is_deleted_changes_nothing(database: Engine, folder: Path) -> None:
     journal, ledger = Journal(folder), Ledger(database)
     journal.write(entry("a"))
