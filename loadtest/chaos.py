@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving, variant
+from loadtest.command import MeasuringError, at_least_one, attached, credentials, parser, run, serving, variant
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream, undisturbed
 from loadtest.table import table
@@ -100,7 +100,9 @@ async def kill(pool: str, victim: str, count: int) -> Kill:
 async def under_fire(
     url: str, questions: list[Question], *, kills: int, concurrency: int, count: int
 ) -> tuple[Tally, list[Kill]]:
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=600, limits=httpx.Limits(max_connections=None), headers=credentials()
+    ) as client:
         right = await undisturbed(client, questions, concurrency)
         tally, over = Tally(), asyncio.Event()
         turn = itertools.cycle(zip(questions, right, strict=True))

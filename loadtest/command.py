@@ -91,7 +91,8 @@ def run(command: Callable[[], None]) -> None:
     """Runs a command to its exit status; what the user can mend is one line. However it is ended, what it started
     ends."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup
+            signal.signal(ending, signal.default_int_handler)
     spare_this_machine()
     try:
         command()

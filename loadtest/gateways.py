@@ -38,7 +38,7 @@ import yaml
 
 from deployments.config import PoolConfig, is_cpu_build
 from deployments.launcher import ENVIRONMENT
-from loadtest.command import among, at_least_one, free_port, numbers, parser, run, serving
+from loadtest.command import among, at_least_one, credentials, free_port, numbers, parser, run, serving
 from loadtest.engines import drafting, engine_arguments, own_environment, served, server, settings_of
 from loadtest.paper import Limits
 from loadtest.questions import generated
@@ -119,7 +119,7 @@ async def measured(
     counts = [max(ALONE, clients * options.each) for clients in options.clients]
     asked = iter(generated(options.seed + turn, 2 * sum(options.clients + counts)))
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), headers=credentials()
     ) as http:
         for clients, count in zip(options.clients, counts, strict=True):
             for stream in (False, True):

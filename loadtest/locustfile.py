@@ -4,11 +4,12 @@
     locust -f loadtest/locustfile.py --host … --headless --run-time 5m --rate 2 --html report.html --max-p95-s 10
 
 Times are counted from when a request was due, whether or not it could be sent by then. Each locust user sends an equal
-part of --rate, so --users (1 by default) and workers share the sending, not the amount of traffic. Beside the requests
-(by tenant) the statistics list under `glimpse`, in milliseconds unless the name says otherwise: the time to first
-token, the time between pieces of text, the time of each step, escalations a request, and in percent the large model's
-share of tokens and the right answers; and under `refused` what the server turned away (429, 503), which is no failure.
-Locust's `Aggregated` line mixes all of these: read the others.
+part of --rate, so --users (1 by default) and workers share the sending, not the amount of traffic; users are counted
+when a run starts, so leave their number as it is until it ends. Beside the requests (by tenant) the statistics list
+under `glimpse`, in milliseconds unless the name says otherwise: the time to first token, the time between pieces of
+text, the time of each step, escalations a request, and in percent the large model's share of tokens and the right
+answers; and under `refused` what the server turned away (429, 503), which is no failure. Locust's `Aggregated` line
+mixes all of these: read the others.
 
 The exit status is 1 if any --max-… is exceeded, or nothing was answered.
 """
@@ -39,7 +40,7 @@ from loadtest.traffic import REFUSED, Asked, Mix, Observed, tenants
 from loadtest.verdict import Bounds, Seen, broken
 
 # Locust keeps two digits of a time, too few to judge a p95 of some seconds by.
-stats.bucket_response_time = lambda response_time: int(float(f"{response_time:.3g}"))
+stats.bucket_response_time = lambda response_time: round(float(f"{response_time:.3g}"))
 
 QUESTIONS = 2000
 PATH = "/v1/chat/completions"

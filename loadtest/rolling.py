@@ -28,7 +28,7 @@ import httpx
 import yaml
 
 from deployments.config import AppConfig
-from loadtest.command import MeasuringError, at_least_one, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, credentials, parser, run, serving
 from loadtest.questions import Question, generated
 from loadtest.streamed import Streamed, stream
 from loadtest.table import table
@@ -104,7 +104,9 @@ async def roll(profile: Path) -> None:
 
 
 async def under_load(url: str, questions: list[Question], todo: list[Update], concurrency: int) -> list[Tally]:
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=600, limits=httpx.Limits(max_connections=None), headers=credentials()
+    ) as client:
         right: dict[tuple[str, float | None, str], Streamed] = {}
 
         async def learn() -> set[tuple[str, float | None]]:

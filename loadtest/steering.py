@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 from tqdm import tqdm
 
-from loadtest.command import MeasuringError, at_least_one, numbers, parser, run, serving, variant
+from loadtest.command import MeasuringError, at_least_one, credentials, numbers, parser, run, serving, variant
 from loadtest.intervals import share
 from loadtest.offered import body, poisson
 from loadtest.overload import percentile
@@ -111,7 +111,9 @@ async def ramp(
     sent: list[list[asyncio.Task[Reply]]] = []
     left = iter(questions)
     timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=credentials()
+    ) as http:
         for rate in tqdm(rates, desc="with a controller" if controller else "without"):
             began, tasks = time.monotonic(), []
             for at in poisson(rate, seconds, Random(f"{seed}/{rate}")):

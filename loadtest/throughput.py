@@ -37,7 +37,7 @@ import aiohttp
 import yaml
 
 from deployments.config import AppConfig
-from loadtest.command import at_least_one, parser, run, serving
+from loadtest.command import at_least_one, credentials, parser, run, serving
 from loadtest.engines import own_engine, settings_of
 from loadtest.paced import stand_in
 from loadtest.paper import Limits
@@ -155,7 +155,9 @@ async def served(url: str, config: AppConfig, options: argparse.Namespace, turn:
     limits = Limits(ALL_EASY, config.limits.step_tokens, 0, 0)
     ask = Ask(limits, options.max_tokens or config.limits.max_tokens, False, lambda _model, _question: "", True)
     asked, timeout = fresh(options, turn), aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=credentials()
+    ) as http:
         return {
             (name, streamed): await measured(
                 _label(name, turn, streamed=streamed),

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from deployments.config import AppConfig
 from loadtest.client import Client
-from loadtest.command import MeasuringError, at_least_one, attached, parser, run, serving
+from loadtest.command import MeasuringError, at_least_one, attached, credentials, parser, run, serving
 from loadtest.offered import body
 from loadtest.questions import Question, generated
 from loadtest.table import table
@@ -208,7 +208,10 @@ async def prefilled() -> dict[str, int]:
 
 async def measure(url: str, model: str, options: argparse.Namespace) -> list[Row]:
     prompts, rows = Prompts(model, options.seed * 1_000_000), []
-    async with Client(url + WAYS["without"]) as client, httpx.AsyncClient(base_url=url, timeout=600) as http:
+    async with (
+        Client(url + WAYS["without"]) as client,
+        httpx.AsyncClient(base_url=url, timeout=600, headers=credentials()) as http,
+    ):
         for tokens in options.prompts:
             threshold = await threshold_of(client, prompts, tokens, options.seed)
             before, pairs = await prefilled(), []

@@ -8,6 +8,8 @@ from fractions import Fraction
 Answer = Fraction | str
 
 _NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d[\d,]{0,30}(?:\.\d{1,30})?|\.\d{1,30})(?:\s*/\s*[1-9]\d{0,30})?")
+_UNIT = r"%|[^\W\d_]+(?:[\s/.,-]+[^\W\d_]+)*(?:\s*\^?[23²³])?"
+_AMOUNT = re.compile(rf"({_NUMBER.pattern})\s*(?:{_UNIT})?[\s.,*)]*")
 _MARKED = re.compile(r"(?:####|answer\s+is)\s*:?", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
@@ -28,7 +30,9 @@ def extract(reply: str) -> Answer | None:
 def given(text: str) -> Answer:
     """An answer that somebody gives as the right one: read like a boxed one where it is nothing else, like a reply
     where it is worked out."""
-    worked_out = _MARKED.search(text) or "\\boxed{" in text or "\n" in text.strip()
+    if "\\boxed{" not in text and _MARKED.search(text):
+        return _value(_MARKED.split(text)[-1].strip().partition("\n")[0])
+    worked_out = "\\boxed{" in text or "\n" in text.strip()
     found = extract(text) if worked_out else _value(text)
     return text.strip().casefold() if found is None else found
 
@@ -50,9 +54,9 @@ def _last_boxed(reply: str) -> str | None:
 
 def _value(text: str) -> Answer:
     plain = _plain(text)
-    # "x = 5 metres": what stands behind the last equals sign is the result, its first number the amount.
-    number = _NUMBER.search(plain.rpartition("=")[2])
-    return _number(number[0]) if number else plain.strip(" .*").casefold()
+    # "x = 5 metres": what stands behind the last equals sign is the result; more than an amount and its unit is text.
+    amount = _AMOUNT.fullmatch(plain.rpartition("=")[2].strip(" .*"))
+    return _number(amount[1]) if amount else " ".join(plain.strip(" .*").casefold().split())
 
 
 def _plain(text: str) -> str:

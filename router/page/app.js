@@ -69,8 +69,9 @@ async function heed(lanes) {
   const routed = lanes.find((lane) => lane.model === "glimpse");
   if (lanes.length === 1 && routed) $("origin").textContent = routedAt(routed);
   if (!chosen && routed?.account) place(routed.threshold);
+  const mine = shown;
   if (!account || account.pair === server.pair || !(await meet())) return;
-  if (account.pair === server.pair) shown.pair = { fingerprint: server.pair, ...server.models };
+  if (account.pair === server.pair) mine.pair = { fingerprint: server.pair, ...server.models };
 }
 
 /** Write one lane to its end; whether the next should be asked for. */
@@ -102,6 +103,7 @@ async function write(lane, question, gates, signal) {
 
 /** Learn what is served; whether that worked. */
 async function meet() {
+  const first = !server;
   try {
     server = await served($("key").value);
   } catch (error) {
@@ -111,8 +113,10 @@ async function meet() {
   $("pair").textContent = `Served here: pair ${server.pair}, small ${server.models.small}, large ${server.models.large}.`;
   // Models that read each other's text hand each other whole steps only.
   $("tokens-row").hidden = server.handover === "text";
-  $("by-token").checked = server.token_threshold !== null;
-  $("token-threshold").value = server.token_threshold ?? 0.5;
+  if (first) {
+    $("by-token").checked = server.token_threshold !== null;
+    $("token-threshold").value = server.token_threshold ?? 0.5;
+  }
   const buttons = examplesFor(server).map((question) => {
     const button = make("button", { type: "button", title: question }, question);
     button.addEventListener("click", () => {

@@ -62,7 +62,7 @@ export class LaneView {
 
   /** Have screen readers told of no more changes, which are the slider's, unless steps are still to come. */
   hush() {
-    if (this.lane.state !== "running") this.#log.setAttribute("aria-live", "off");
+    if (!["waiting", "running"].includes(this.lane.state)) this.#log.setAttribute("aria-live", "off");
   }
 
   /** Mark the steps that `threshold` would have given to the other model. */

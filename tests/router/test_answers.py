@@ -43,10 +43,27 @@ def test_number(reply: str, answer: int | Fraction) -> None:
         ("\\text{Evelyn}", "\\boxed{\\text{Evelyn}}"),
         ("Blue.", "\\boxed{blue}"),
         ("First 3, then 4 more.\nThat makes 7", "\\boxed{7}"),
+        ("He works 5 days.\n#### Friday", "\\boxed{Friday}"),
+        ("2\\sqrt{3}", "\\boxed{2\\sqrt{3}}"),
+        ("7:30", "\\boxed{7:30}"),
     ],
 )
 def test_an_answer_key_is_read_as_a_reply_is(key: str, reply: str) -> None:
     assert given(key) == extract(reply)
+
+
+@pytest.mark.parametrize(
+    ("key", "reply"),
+    [
+        ("2\\sqrt{3}", "\\boxed{2\\sqrt{5}}"),
+        ("7:30", "\\boxed{7:45}"),
+        ("3:2", "\\boxed{3:1}"),
+        ("1+2i", "\\boxed{1-2i}"),
+        ("\\frac{\\sqrt{3}}{2}", "\\boxed{\\frac{\\sqrt{3}}{4}}"),
+    ],
+)
+def test_what_begins_with_the_same_number_is_not_the_same(key: str, reply: str) -> None:
+    assert given(key) != extract(reply)
 
 
 def test_marked_text_without_a_number() -> None:
