@@ -8,8 +8,8 @@ from fractions import Fraction
 Answer = Fraction | str
 
 _NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d[\d,]{0,30}(?:\.\d{1,30})?|\.\d{1,30})(?:\s*/\s*[1-9]\d{0,30})?")
-_UNIT = r"%|[^\W\d_]+(?:[\s/.,-]+[^\W\d_]+)*(?:\s*\^?[23²³])?"
-_AMOUNT = re.compile(rf"({_NUMBER.pattern})\s*(?:{_UNIT})?[\s.,*)]*")
+_UNIT = r"%|[°€£$]|[^\W\d_]+(?:[\s/.,-]+[^\W\d_]+)*(?:\s*\^?[23²³])?"
+_AMOUNT = re.compile(rf"[(+$€£\s]*({_NUMBER.pattern})\s*(?:{_UNIT})?[\s.,*)$]*")
 _MARKED = re.compile(r"(?:####|answer\s+is)\s*:?", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
@@ -23,6 +23,8 @@ def extract(reply: str) -> Answer | None:
     value = _value(marked[-1].strip().partition("\n")[0]) if len(marked) > 1 else ""
     if isinstance(value, Fraction):
         return value
+    if len(marked) > 1 and (first := _NUMBER.search(_plain(marked[-1].strip().partition("\n")[0]).rpartition("=")[2])):
+        return _number(first[0])  # what follows it explains
     numbers = _NUMBER.findall(_plain(reply))
     return _number(numbers[-1]) if numbers else value or None
 
@@ -62,6 +64,8 @@ def _value(text: str) -> Answer:
 def _plain(text: str) -> str:
     text = _FRACTION.sub(r"\1/\2", text)
     text = _COMMAND.sub(r" \1 ", text)
+    text = re.sub(r"\^\s*\{?\\circ\}?", "°", re.sub(r"\^\{([23])\}", r"^\1", text))
+    text = re.sub(r"\\(?:quad|qquad|:)|~", " ", text)
     return re.sub(r"\\[,!; ]|\\(?=[$%])", "", text).replace("{,}", ",")
 
 
