@@ -17,7 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+
+from deployments.config import problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,6 @@ def reported(metrics: Mapping[str, Mapping[Any, float]]) -> list[Pressure]:
 def check_scaling(told: dict[str, Any]) -> dict[str, Any]:
     """An `autoscaling_config` as it is. Raises `ValueError` in one line: Serve leaves out what it does not know, and a
     policy that it cannot make stops its controller."""
-    from pydantic import ValidationError
-
-    from deployments.config import problem
-
     policy = told.get("policy") or {}
     if not isinstance(policy, dict):
         raise ValueError("policy: has to be a mapping, with `policy_function`")

@@ -14,10 +14,9 @@ from typing import Any
 
 from deployments.attaching import attach
 from deployments.config import AppConfig, problem
-from deployments.plan import Plan
+from deployments.plan import Plan, is_ours
 from deployments.progress import StartError, failure
 
-APP = "deployments.app:build"
 DRAINED_S = 1.0
 """How often the old routers are asked; twice in a row none may have a request, as one can be on its way to them."""
 
@@ -34,11 +33,11 @@ def roll_out(plan: Plan, say: Say) -> None:
         name: told
         for name, told in client.get_serve_details()["applications"].items()
         # None of those that were started by hand, or are on their way out.
-        if (told["deployed_app_config"] or {}).get("import_path") == APP and told["route_prefix"] is not None
+        if is_ours(told["deployed_app_config"] or {}) and told["route_prefix"] is not None
     }
-    _wait_for_those_on_their_way_out(client, say)
     if len(live) != 1:
         raise StartError(f"{len(live)} applications of ours are serving there; exactly one can be changed")
+    _wait_for_those_on_their_way_out(client, say)
     [(name, told)] = live.items()
     old = {key: value for key, value in told["deployed_app_config"].items() if value is not None}
     others = [one for one in plan.config["applications"] if one is not new]
@@ -70,7 +69,7 @@ def _wait_for_those_on_their_way_out(client: Any, say: Say) -> None:
     """What an earlier change that was broken off has left to end its requests would go with the next one."""
     for name, told in client.get_serve_details()["applications"].items():
         config = told["deployed_app_config"] or {}
-        if config.get("import_path") == APP and told["route_prefix"] is None and told.get("status") == "RUNNING":
+        if is_ours(config) and told["route_prefix"] is None and told.get("status") == "RUNNING":
             _wait_until_drained(client, name, AppConfig.read(config["args"]).limits.deadline_s, say)
 
 
@@ -99,9 +98,9 @@ def _pair(name: str) -> str | None:
 
 
 def _ours(applications: list[dict[str, Any]], profile: str) -> dict[str, Any]:
-    found = [one for one in applications if one["import_path"] == APP]
+    found = [one for one in applications if is_ours(one)]
     if len(found) != 1:
-        raise StartError(f"{profile}: {len(found)} applications have import_path {APP}; it needs exactly one")
+        raise StartError(f"{profile}: {len(found)} applications are built by deployments.app; it needs exactly one")
     return found[0]
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from deployments.plan import is_ours
 from loadtest.client import Reply, Step
 from loadtest.command import MeasuringError
 from loadtest.intervals import Estimate
@@ -236,24 +237,21 @@ def highest(tried: dict[float, Outcome], accuracy: float) -> Calibrated:
 
 
 def read(profile: Path) -> tuple[YAML, Any, Any]:
-    """A profile as it is to be written again: how, the whole of it, and our application's `args`. Raises
-    `MeasuringError`."""
+    """A profile as it is to be written again: how, the whole of it, and our application. Raises `MeasuringError`."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     try:
         config: Any = yaml.load(profile.read_text())
-        application = next(one for one in config["applications"] if one["import_path"].startswith("deployments.app:"))
-        args = application["args"]
+        application = next(one for one in config["applications"] if is_ours(one) and "small" in one["args"])
     except (OSError, YAMLError, KeyError, TypeError, StopIteration):
         raise MeasuringError(f"{profile} is no profile; `glimprouter profiles` lists those that come along") from None
-    return yaml, config, args
+    return yaml, config, application
 
 
-def _tuned(config: Any, args: Any) -> Iterator[Any]:
+def _tuned(application: Any) -> Iterator[Any]:
     """What the router's `user_config` says, which wins over `args`."""
-    application = next(one for one in config["applications"] if one.get("args") is args)
     for deployment in application.get("deployments") or ():
         if deployment.get("name") == "router" and deployment.get("user_config"):
             yield deployment["user_config"]
@@ -261,9 +259,9 @@ def _tuned(config: Any, args: Any) -> Iterator[Any]:
 
 def write(profile: Path, found: Calibrated) -> None:
     """Put the threshold into the profile, with a comment line about it; all else stays as it is."""
-    yaml, config, args = read(profile)
-    args.setdefault("routing", {})[found.gate] = found.threshold.value
-    for tuned in _tuned(config, args):
+    yaml, config, application = read(profile)
+    application["args"].setdefault("routing", {})[found.gate] = found.threshold.value
+    for tuned in _tuned(application):
         if tuned.get(found.gate) is not None:
             tuned[found.gate] = found.threshold.value
     text = io.StringIO()
@@ -271,7 +269,7 @@ def write(profile: Path, found: Calibrated) -> None:
     lines = text.getvalue().splitlines()
     # Where the key ended up; ruamel only knows where it was read.
     again = YAML().load(text.getvalue())
-    which = next(n for n, one in enumerate(config["applications"]) if one.get("args") is args)
+    which = next(n for n, one in enumerate(config["applications"]) if one is application)
     row, column = again["applications"][which]["args"].lc.key("routing")
     mark = " " * column + "# calibrated "
     if row and lines[row - 1].startswith(mark):

@@ -19,11 +19,10 @@ def extract(reply: str) -> Answer | None:
     """A number where there is one, else the marked text; None where nothing is marked and no number is found."""
     if (boxed := _last_boxed(reply)) is not None:
         return _value(boxed)
-    marked = _MARKED.split(reply)
-    value = _value(marked[-1].strip().partition("\n")[0]) if len(marked) > 1 else ""
-    if isinstance(value, Fraction):
+    marked = _marked(reply) or ""
+    if isinstance(value := _value(marked), Fraction):
         return value
-    if len(marked) > 1 and (first := _NUMBER.search(_plain(marked[-1].strip().partition("\n")[0]).rpartition("=")[2])):
+    if first := _NUMBER.search(_plain(marked).rpartition("=")[2]):
         return _number(first[0])  # what follows it explains
     numbers = _NUMBER.findall(_plain(reply))
     return _number(numbers[-1]) if numbers else value or None
@@ -32,11 +31,16 @@ def extract(reply: str) -> Answer | None:
 def given(text: str) -> Answer:
     """An answer that somebody gives as the right one: read like a boxed one where it is nothing else, like a reply
     where it is worked out."""
-    if "\\boxed{" not in text and _MARKED.search(text):
-        return _value(_MARKED.split(text)[-1].strip().partition("\n")[0])
-    worked_out = "\\boxed{" in text or "\n" in text.strip()
-    found = extract(text) if worked_out else _value(text)
+    if _last_boxed(text) is None and (marked := _marked(text)) is not None:
+        return _value(marked)
+    found = extract(text) if "\\boxed{" in text or "\n" in text.strip() else _value(text)
     return text.strip().casefold() if found is None else found
+
+
+def _marked(text: str) -> str | None:
+    """The rest of the line behind the last mark."""
+    parts = _MARKED.split(text)
+    return parts[-1].strip().partition("\n")[0] if len(parts) > 1 else None
 
 
 def _last_boxed(reply: str) -> str | None:

@@ -64,29 +64,24 @@ class Journal:
                 return
             if wanted <= self._lost or self._open < 0:
                 raise OSError(f"what was written to the journal in {self._folder} may not be on its disk")
-            await self._flushed(os.dup(self._open))
+            await self._flush(os.dup(self._open))
 
     async def _close(self) -> None:
         async with self._syncing:
             if self._open < 0:
                 return
             file, self._open, self._number = self._open, -1, self._number + 1
-            await self._flushed(file)
-
-    async def _flushed(self, file: int) -> None:
-        written = self._written
-        try:
             await self._flush(file)
-        except OSError:
-            # A later sync says nothing of it: Linux tells of a write that failed once.
-            self._lost = written
-            raise
 
     async def _flush(self, file: int) -> None:
         written = self._written
         try:
             if self._synced < written:
                 await asyncio.get_running_loop().run_in_executor(_disk, os.fdatasync, file)
+        except OSError:
+            # A later sync says nothing of it: Linux tells of a write that failed once.
+            self._lost = written
+            raise
         finally:
             os.close(file)
         self._synced = written
